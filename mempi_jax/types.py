@@ -1,0 +1,176 @@
+"""The objects that flow through Mem-π, and the protocols between its rooms (method section 1).
+
+    Task -> Context -> Guidance -> Episode -> RolloutGroup -> TrainBatch -> metrics
+
+Host side only: numpy and the standard library, never jax, so that simulator processes start fast and stay off the accelerator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Decision(str, enum.Enum):
+  """What the guidance policy decides first, d in y = d ⊕ m [P]; the value is the control token's text."""
+
+  GENERATE = '[GENERATE]'
+  ABSTAIN = '[ABSTAIN]'
+
+
+class Status(str, enum.Enum):
+  """How an episode ended. ENV_ERROR is a fault of the simulator: never a zero reward, always masked out of training."""
+
+  SUCCESS = 'success'
+  FAILURE = 'failure'  # the environment said that the task is over, and not solved
+  TRUNCATED = 'truncated'  # out of steps, or out of context
+  ENV_ERROR = 'env_error'
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Task:
+  """One game to play. `seed` decides everything random in the environment and in the agent: branches of a group share it."""
+
+  env: str
+  task_id: str
+  split: str
+  seed: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+  """One turn: what the agent saw, what it did, what that earned."""
+
+  observation: str
+  action: str
+  reward: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Context:
+  """x = (q, o) [P]: the instruction `goal` and the current `observation`; `history` is what came before, if anything did."""
+
+  task: Task
+  goal: str
+  observation: str
+  history: tuple[Step, ...] = ()
+  image: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Guidance:
+  """What a memory gives the agent: y = d ⊕ m [P].
+
+  `text` is empty after ABSTAIN. `tokens` i32[T] are the content's tokens in the vocabulary of whoever wrote it (empty where no LM
+  did), without decision and end-of-sequence; `logps` f32[T + 1] are the log-probs of content and end-of-sequence under the sampling
+  policy; `p_generate` is P(GENERATE | x), NaN where there is no such thing; `source` names the memory.
+  """
+
+  decision: Decision
+  text: str = ''
+  tokens: tuple[int, ...] = ()
+  logps: tuple[float, ...] = ()
+  p_generate: float = float('nan')
+  source: str = 'none'
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EnvStep:
+  """What an environment answers to one action."""
+
+  observation: str
+  reward: float
+  done: bool
+  success: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Episode:
+  """One finished run of the agent. `reward` is the base reward (1.0 for success), before any length term."""
+
+  context: Context
+  guidance: Guidance
+  steps: tuple[Step, ...]
+  reward: float
+  success: bool
+  status: Status
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RolloutGroup:
+  """A counterfactual group [P]: `episodes[0]` abstains, the others generate; all share the task and its seed [O]."""
+
+  context: Context
+  episodes: tuple[Episode, ...]
+
+
+class Env(Protocol):
+  """A simulator that plays one task at a time."""
+
+  def reset(self, task: Task) -> Context: ...
+
+  def step(self, action: str) -> EnvStep: ...
+
+  def close(self) -> None: ...
+
+
+class AgentSession(Protocol):
+  """A batch of running episodes. `act` takes one new observation a row (None: that row is finished) and returns one action a row
+  (None for finished rows, and for rows that ran out of context)."""
+
+  def act(self, observations: Sequence[str | None]) -> list[str | None]: ...
+
+
+class Agent(Protocol):
+  """The frozen actor. Row i sees `contexts[i]`, its guidance if that generates, and samples with `seeds[i]`."""
+
+  def begin(self, contexts: Sequence[Context], guidances: Sequence[Guidance], seeds: Sequence[int]) -> AgentSession: ...
+
+
+class Memory(Protocol):
+  """Anything that offers guidance. Frozen memories ignore `observe`."""
+
+  name: str
+
+  def guide(self, contexts: Sequence[Context], seed: int) -> list[Guidance]: ...
+
+  def observe(self, episodes: Sequence[Episode]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainBatch:
+  """Packed rows: one row holds one context's prompt and then its completions (branches), side by side.
+
+  A branch attends to the prompt and to itself, never to another branch, so that a group's prompt is computed once. B rows of T
+  tokens; branch 0 is the prompt, branches 1..K are completions; padding has branch -1.
+  """
+
+  tokens: np.ndarray  # i32[B, T]
+  branch: np.ndarray  # i32[B, T]
+  positions: np.ndarray  # i32[B, T]  rotary positions: a branch continues where the prompt ended
+  decision_index: np.ndarray  # i32[B]  index of the last prompt token: its logits decide
+  score_index: np.ndarray  # i32[B, C]  where in the row the logits of the c-th scored token stand
+  targets: np.ndarray  # i32[B, C]  the scored tokens: content and end-of-sequence of every branch
+  content_mask: np.ndarray  # f32[B, C]  1 where `targets` counts
+  content_adv: np.ndarray  # f32[B, C]  A_con of the token's branch (RL)
+  old_logps: np.ndarray  # f32[B, C]  under the sampling policy (RL)
+  ref_logps: np.ndarray  # f32[B, C]  under the stage-1 policy (RL)
+  decision_target: np.ndarray  # f32[B]  SFT: 1 GENERATE, 0 ABSTAIN
+  decision_adv: np.ndarray  # f32[B]  RL: A_dec([GENERATE]), that of ABSTAIN is its negative
+  ref_logit: np.ndarray  # f32[B]  RL: l_ref, the stage-1 logit difference at the decision
+  old_logit: np.ndarray  # f32[B]  RL: l under the sampling policy
+  valid: np.ndarray  # bool[B]  rows that count
+
+
+class Source(Protocol):
+  """Where the trainer's batches come from. `state` is everything that resume needs, as a JSON-able tree."""
+
+  def next(self, step: int, params: Any) -> tuple[TrainBatch, dict[str, float]]: ...
+
+  def state(self) -> dict[str, Any]: ...
+
+  def restore(self, state: dict[str, Any]) -> None: ...

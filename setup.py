@@ -1,0 +1,38 @@
+"""Installs mempi_jax: `pip install -e .[alfworld,test]`."""
+
+from setuptools import find_packages, setup
+
+setup(
+  name='mempi_jax',
+  version='0.1.0',
+  description='Mem-pi in JAX: memory for LLM agents that is generated instead of retrieved (arXiv 2605.21463).',
+  long_description=open('README.md', encoding='utf-8').read(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=find_packages(include=['mempi_jax', 'mempi_jax.*']),
+  package_data={'mempi_jax': ['assets/**/*']},
+  install_requires=[
+    'absl-py>=2.1',
+    'bm25s>=0.2.14',
+    'flax>=0.12.8',
+    'jax>=0.10.2',
+    'jinja2>=3.1',
+    'matplotlib>=3.9',
+    'ml_collections>=1.1',
+    'numpy>=2.0',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12.8',
+    'safetensors>=0.5',
+    'scipy>=1.13',
+    'tensorboardX>=2.6.2',
+    'tokenizers>=0.22',
+    'tqdm>=4.66',
+    'transformers>=5.0',
+  ],
+  extras_require={
+    # The real ALFWorld engine: builds from source, needs a C++ compiler. The fast simulator needs none of it.
+    'alfworld': ['alfworld==0.4.2'],
+    'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.14'],
+  },
+)
