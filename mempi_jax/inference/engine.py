@@ -1,0 +1,164 @@
+"""Batched generation with a key-value cache that lives over turns: only what is new is ever computed (prefill and decode).
+
+A `Rows` object holds B running transcripts. Each call appends a chunk of tokens a row, then samples up to a stop token. A sample
+depends on its row's seed and position alone, not on which rows share the batch. Shapes are bucketed, so that a run compiles a
+handful of programs and no more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mempi_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
+
+READ_BUCKET = 64  # the attended part of the cache grows in steps of this many tokens
+CHUNK_BUCKETS = (1, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+def bucket(size: int, buckets: Sequence[int]) -> int:
+  """The smallest bucket that holds `size`; a ValueError says so when none does."""
+  for candidate in buckets:
+    if size <= candidate:
+      return candidate
+  raise ValueError(f'{size} tokens do not fit the largest bucket of {buckets[-1]}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+  """What one call sampled, a row: the tokens (with the stop token, if it came) and their log-probs under the model."""
+
+  tokens: list[list[int]]
+  logps: list[list[float]]
+
+
+def sample(logits: jax.Array, seeds: jax.Array, positions: jax.Array, temperature: jax.Array) -> jax.Array:
+  """One token a row: logits f32[B, V], seeds u32[B], positions i32[B], temperature f32[] (0: greedy) -> i32[B].
+
+  Inverse transform sampling: one uniform number a row, from the row's own seed and position.
+  """
+  uniform = jax.vmap(lambda seed, position: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), position)))(seeds, positions)
+  scaled = logits / jnp.maximum(temperature, 1e-6)
+  cumulative = jnp.cumsum(jax.nn.softmax(scaled, axis=-1), axis=-1)
+  drawn = jnp.sum(cumulative < uniform[:, None] * cumulative[:, -1:], axis=-1)
+  drawn = jnp.minimum(drawn, logits.shape[-1] - 1)
+  return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'read'), donate_argnames=('cache',))
+def _prefill(config, params, cache, lengths, chunk, counts, *, read):
+  """Appends chunk i32[B, T], of which counts i32[B] tokens are real; logits f32[B, V] after each row's last real token."""
+  model = Decoder(config)
+  hidden, cache = model.apply({'params': params}, chunk, lengths, cache, read, method='extend')
+  last = hidden[jnp.arange(chunk.shape[0]), jnp.maximum(counts - 1, 0)]
+  return model.apply({'params': params}, last, method='logits'), cache
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'read', 'max_new'), donate_argnames=('cache',))
+def _decode(config, params, cache, lengths, logits, active, seeds, temperature, stop, limit, *, read, max_new):
+  """Samples up to `limit` <= max_new tokens a row until `stop`. Every sampled token but a row's last enters the cache."""
+  model = Decoder(config)
+  batch = lengths.shape[0]
+
+  def keep_going(state):
+    i, done = state[0], state[1]
+    return (i < limit) & ~jnp.all(done)
+
+  def step(state):
+    i, done, cache, lengths, logits, tokens, logps, counts = state
+    token = sample(logits, seeds, lengths, temperature)
+    logp = jax.nn.log_softmax(logits, axis=-1)[jnp.arange(batch), token]
+    tokens = tokens.at[:, i].set(jnp.where(done, 0, token))
+    logps = logps.at[:, i].set(jnp.where(done, 0.0, logp))
+    counts = counts + ~done
+    done = done | (token == stop) | (i + 1 >= limit)
+
+    def feed(cache, logits):
+      hidden, cache = model.apply({'params': params}, token[:, None], lengths, cache, read, method='extend')
+      return cache, model.apply({'params': params}, hidden[:, 0], method='logits')
+
+    cache, logits = jax.lax.cond(jnp.all(done), lambda cache, logits: (cache, logits), feed, cache, logits)
+    # A finished row's write lands one past its end, where its next chunk overwrites it.
+    return i + 1, done, cache, lengths + ~done, logits, tokens, logps, counts
+
+  start = (0, ~active, cache, lengths, logits, jnp.zeros((batch, max_new), jnp.int32), jnp.zeros((batch, max_new)), jnp.zeros(batch, jnp.int32))
+  _, _, cache, lengths, _, tokens, logps, counts = jax.lax.while_loop(keep_going, step, start)
+  return cache, lengths, tokens, logps, counts
+
+
+class Rows:
+  """B running transcripts of one decoder, with their cache. Not thread-safe; one owner."""
+
+  def __init__(self, config: DecoderConfig, params: Any, batch: int, max_length: int):
+    self.config, self.params, self.max_length = config, params, max_length
+    self.cache: Cache = init_cache(config, batch, max_length)
+    self.lengths = np.zeros(batch, np.int32)  # tokens of each row that are in the cache
+
+  def prefill(self, chunks: Sequence[Sequence[int]], headroom: int = 0) -> jax.Array:
+    """Appends one chunk a row (empty: the row rests). Returns logits f32[B, V] after each chunk.
+
+    `headroom` tokens must fit behind it. Raises ValueError, naming the row, when they do not.
+    """
+    counts = np.array([len(chunk) for chunk in chunks], np.int32)
+    over = np.flatnonzero(self.lengths + counts + headroom > self.max_length)
+    if over.size:
+      row = int(over[0])
+      raise ValueError(
+        f'row {row} needs {self.lengths[row]} + {counts[row]} + {headroom} tokens, more than the context length of {self.max_length}'
+      )
+    width = bucket(int(counts.max()), CHUNK_BUCKETS)
+    chunk = np.zeros((len(chunks), width), np.int32)
+    for row, ids in enumerate(chunks):
+      chunk[row, : len(ids)] = ids
+    logits, self.cache = _prefill(
+      self.config, self.params, self.cache, self.lengths.copy(), chunk, counts, read=self._read(int((self.lengths + counts).max()))
+    )
+    self.lengths = self.lengths + counts
+    return logits
+
+  def generate(
+    self, chunks: Sequence[Sequence[int]], seeds: Sequence[int], *, max_new: int, stop: int, temperature: float
+  ) -> Generated:
+    """Appends one chunk a row, then samples up to `max_new` tokens until `stop`; rows with an empty chunk rest.
+
+    The last sampled token of a row is not in its cache yet: the caller's next chunk begins with it.
+    """
+    active = np.array([len(chunk) > 0 for chunk in chunks])
+    logits = self.prefill(chunks, headroom=max_new)
+    self.cache, lengths, tokens, logps, counts = _decode(
+      self.config,
+      self.params,
+      self.cache,
+      self.lengths.copy(),
+      logits,
+      active,
+      np.asarray(seeds, np.uint32),
+      np.float32(temperature),
+      np.int32(stop),
+      np.int32(max_new),
+      read=self._read(int(self.lengths.max()) + max_new),
+      max_new=max_new,
+    )
+    self.lengths = np.array(lengths)
+    tokens, logps, counts = np.asarray(tokens), np.asarray(logps), np.asarray(counts)
+    if not np.isfinite(logps).all():
+      row = int(np.argwhere(~np.isfinite(logps))[0][0])
+      raise FloatingPointError(f'the model gave non-finite log-probs for row {row}: its parameters are broken')
+    return Generated(
+      [tokens[row, : counts[row]].tolist() for row in range(len(chunks))], [logps[row, : counts[row]].tolist() for row in range(len(chunks))]
+    )
+
+  def select(self, rows: Sequence[int]) -> None:
+    """Keeps only these rows, in this order (a row may be named more than once: a prompt fanned out to its branches)."""
+    index = np.asarray(rows, np.int32)
+    self.cache = jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), self.cache)
+    self.lengths = self.lengths[index]
+
+  def _read(self, needed: int) -> int:
+    return min(self.max_length, -(-needed // READ_BUCKET) * READ_BUCKET)
