@@ -1,0 +1,139 @@
+"""Optimizers and learning-rate schedules by name, built from a config group.
+
+The group has the fields of `optimizer_fields()`, whichever optimizer is chosen, so that `--config.rl.optimizer.name=sgd` is enough to change it:
+
+    name           adam | adamw | sgd | muon
+    learning_rate  float, the peak
+    schedule       constant | cosine | linear; from the peak, after the warmup, to end_factor * learning_rate at the last step
+    warmup         a duration: '20 steps' or '5 percent'; the rate rises linearly from 0
+    end_factor     float in [0, 1]; not read by constant
+    clip_norm      float, largest global norm of the gradient; 0.0 does not clip
+    weight_decay   float, decoupled, on matrices alone (muon: hidden ones); must be 0.0 for adam and sgd, which have none
+    beta1, beta2, epsilon   Adam's; muon uses them for what is not a hidden matrix
+    momentum       sgd's and muon's
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from mempi_jax.config import ConfigError, check_fields, count_steps
+
+NAMES = ('adam', 'adamw', 'sgd', 'muon')
+SCHEDULES = ('constant', 'cosine', 'linear')
+
+
+def optimizer_fields() -> ConfigDict:
+  """A new optimizer group with every field and plain values: `config.rl.optimizer = optimizer_fields()`, then assign."""
+  return ConfigDict(
+    {
+      'name': 'adam',
+      'learning_rate': 1e-3,
+      'schedule': 'constant',
+      'warmup': '0 steps',
+      'end_factor': 0.0,
+      'clip_norm': 1.0,
+      'weight_decay': 0.0,
+      'beta1': 0.9,
+      'beta2': 0.999,
+      'epsilon': 1e-8,
+      'momentum': 0.95,
+    }
+  ).lock()
+
+
+def make_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
+  """The learning rate as a function of the number of finished steps.
+
+  Args:
+    config: an optimizer group, see the top of this file.
+    num_steps: length of the whole training; the schedule ends there.
+
+  Raises:
+    ConfigError: a field that is missing, unknown or out of range.
+  """
+  _check(config)
+  if num_steps < 1:
+    raise ConfigError(f'an optimizer needs at least 1 step, found num_steps {num_steps}')
+  warmup_steps = count_steps(config.warmup, total_steps=num_steps)
+  if warmup_steps >= num_steps:
+    raise ConfigError(f'warmup {config.warmup!r} is {warmup_steps} steps, as long as the training or longer ({num_steps} steps)')
+  peak, rest = config.learning_rate, num_steps - warmup_steps
+  match config.schedule:
+    case 'constant':
+      after = optax.constant_schedule(peak)
+    case 'cosine':
+      after = optax.cosine_decay_schedule(peak, rest, alpha=config.end_factor)
+    case 'linear':
+      after = optax.linear_schedule(peak, config.end_factor * peak, rest)
+  if warmup_steps == 0:
+    return after
+  # The first step already moves: the rate at step s is (s + 1) / (warmup_steps + 1) of the peak.
+  rise = optax.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
+  return optax.join_schedules([rise, after], [warmup_steps])
+
+
+def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
+  """The optimizer of a config group (see the top of this file) for a training of `num_steps` steps: clip, then update.
+
+  Its state is a pytree of arrays, so that checkpoints hold all of it. Moments have the dtype of the parameters: keep those float32.
+
+  Raises:
+    ConfigError: a field that is missing, unknown or out of range.
+  """
+  schedule = make_schedule(config, num_steps)
+  adam = {'b1': config.beta1, 'b2': config.beta2, 'eps': config.epsilon}
+  match config.name:
+    case 'adam':
+      update = optax.adam(schedule, **adam)
+    case 'adamw':
+      update = optax.adamw(schedule, **adam, weight_decay=config.weight_decay, mask=_is_matrix)
+    case 'sgd':
+      update = optax.sgd(schedule, momentum=config.momentum)
+    case 'muon':
+      update = optax.contrib.muon(
+        schedule,
+        beta=config.momentum,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        adam_b1=config.beta1,
+        adam_b2=config.beta2,
+        muon_weight_dimension_numbers=_muon_dimensions,
+        # Updates as large as Adam's, so that one learning rate serves the matrices and the rest (arXiv 2502.16982).
+        consistent_rms=0.2,
+      )
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
+
+
+def _is_matrix(params: Any) -> Any:
+  return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+
+def _muon_dimensions(params: Any) -> Any:
+  """Which leaves Muon orthogonalises: hidden matrices. Token embeddings and output heads are tables of rows, and stay with Adam."""
+
+  def dimensions(path: Any, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    hidden_matrix = leaf.ndim == 2 and 'embed' not in name and 'head' not in name
+    return optax.contrib.MuonDimensionNumbers(0, 1) if hidden_matrix else None
+
+  return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def _check(config: ConfigDict) -> None:
+  check_fields(config, optimizer_fields())
+  if config.name not in NAMES:
+    raise ConfigError(f'optimizer name {config.name!r}: expected one of {", ".join(NAMES)}')
+  if config.schedule not in SCHEDULES:
+    raise ConfigError(f'optimizer schedule {config.schedule!r}: expected one of {", ".join(SCHEDULES)}')
+  if not 0.0 <= config.end_factor <= 1.0:
+    raise ConfigError(f'optimizer end_factor {config.end_factor}: expected a number between 0 and 1')
+  for name in ('learning_rate', 'clip_norm', 'weight_decay', 'epsilon'):
+    if not config[name] >= 0.0:
+      raise ConfigError(f'optimizer {name} {config[name]}: expected a number that is not negative')
+  if config.weight_decay and config.name not in ('adamw', 'muon'):
+    raise ConfigError(f'optimizer {config.name} has no weight decay, found weight_decay {config.weight_decay}; use adamw')
