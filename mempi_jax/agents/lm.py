@@ -16,7 +16,7 @@ from mempi_jax.models.decoder import DecoderConfig
 from mempi_jax.models.presets import load_model
 from mempi_jax.policy.template import NEWLINE, TURN, agent_prompt, agent_turn
 from mempi_jax.policy.tokenizer import Tokenizer
-from mempi_jax.types import Context, Decision, Guidance
+from mempi_jax.types import Context, Guidance
 
 BATCH_BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -33,12 +33,9 @@ class LMAgent:
     context_length: int,
     max_action_tokens: int,
     temperature: float,
-    ignores_guidance: bool,
   ):
-    """`ignores_guidance` strips guidance from the prompt: the null world, where guidance provably cannot act."""
     self.config, self.params, self.tokenizer = config, params, tokenizer
     self.context_length, self.max_action_tokens, self.temperature = context_length, max_action_tokens, temperature
-    self.ignores_guidance = ignores_guidance
 
   def fingerprint(self) -> str:
     """Hash of everything that decides what this agent does: part of the abstain cache's key and of the manifest."""
@@ -50,8 +47,6 @@ class LMAgent:
 
   def begin(self, contexts: Sequence[Context], guidances: Sequence[Guidance], seeds: Sequence[int]) -> LMAgentSession:
     """Starts one row an episode."""
-    if self.ignores_guidance:
-      guidances = [Guidance(Decision.ABSTAIN)] * len(contexts)
     prompts = [agent_prompt(self.tokenizer, c, g) for c, g in zip(contexts, guidances, strict=True)]
     return LMAgentSession(self, prompts, seeds)
 
@@ -112,7 +107,7 @@ class LMAgentSession:
       self.slots = [self.slots[row] for row in keep] + [-1] * len(spare)
 
 
-def load_agent(folder: str | Path, *, context_length: int, max_action_tokens: int, temperature: float, ignores_guidance: bool) -> LMAgent:
+def load_agent(folder: str | Path, *, context_length: int, max_action_tokens: int, temperature: float) -> LMAgent:
   """An agent from a folder with config.json, model.safetensors and tokenizer.json. Errors: see `load_model`."""
   config, params = load_model(folder)
   return LMAgent(
@@ -122,7 +117,6 @@ def load_agent(folder: str | Path, *, context_length: int, max_action_tokens: in
     context_length=context_length,
     max_action_tokens=max_action_tokens,
     temperature=temperature,
-    ignores_guidance=ignores_guidance,
   )
 
 

@@ -1,0 +1,54 @@
+"""Agents of the control worlds: the frozen agent behind a rule about what guidance can do (method section 3, controls [O]).
+
+    real    guidance reaches the agent as written
+    null    guidance is stripped from the agent's prompt: it provably cannot act
+    oracle  whatever is said, the agent reads truthful guidance: speaking always helps
+    mixed   truthful guidance in half of the rooms, stripped in the others; which half shows in the context
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mempi_jax.types import Agent, AgentSession, Context, Decision, Guidance
+
+EFFECTS = ('real', 'null', 'oracle', 'mixed')
+MIXED_ROOMS = ('kitchen', 'bathroom')  # where guidance acts in the mixed world
+
+
+class AlteredAgent:
+  """`agent`, but with `alter(context, guidance)` in the place of the guidance it is given."""
+
+  def __init__(self, agent: Agent, effect: str, alter: Callable[[Context, Guidance], Guidance]):
+    self.agent, self.effect, self.alter = agent, effect, alter
+
+  def fingerprint(self) -> str:
+    """The inner agent's, marked with the rule."""
+    return f'{self.agent.fingerprint()}-{self.effect}'
+
+  def begin(self, contexts: Sequence[Context], guidances: Sequence[Guidance], seeds: Sequence[int]) -> AgentSession:
+    """Starts one row an episode, each with its altered guidance."""
+    altered = [
+      self.alter(context, guidance) if guidance.decision is Decision.GENERATE else guidance
+      for context, guidance in zip(contexts, guidances, strict=True)
+    ]
+    return self.agent.begin(contexts, altered, seeds)
+
+
+def alter_agent(agent: Agent, effect: str, truth: Callable[[str], tuple[str, str]]) -> Agent:
+  """The agent in the world named `effect`; `truth(task_id)` gives a game's room and its truthful guidance text.
+
+  Raises ValueError for an unknown name.
+  """
+  if effect not in EFFECTS:
+    raise ValueError(f'unknown guidance effect {effect!r}: expected one of {", ".join(EFFECTS)}')
+  if effect == 'real':
+    return agent
+  silent = Guidance(Decision.ABSTAIN)
+
+  def alter(context: Context, guidance: Guidance) -> Guidance:
+    room, text = truth(context.task.task_id)
+    acts = effect == 'oracle' or (effect == 'mixed' and room in MIXED_ROOMS)
+    return Guidance(Decision.GENERATE, text) if acts else silent
+
+  return AlteredAgent(agent, effect, alter)

@@ -1,0 +1,110 @@
+"""The world of an experiment, put together from its config: games of one household, environments, the frozen agent, the runner.
+
+The entry points (collect, train, evaluate) open the same world and see the same games: which games a split holds is a function of the
+household, the split and the seed alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.resources
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import FrozenConfigDict
+
+from mempi_jax.agents.altered import alter_agent
+from mempi_jax.agents.lm import LMAgent, load_agent
+from mempi_jax.config import ConfigError
+from mempi_jax.envs.alfworld.env import make_env
+from mempi_jax.envs.alfworld.game import Game
+from mempi_jax.envs.alfworld.generator import generate_games
+from mempi_jax.policy.tokenizer import Tokenizer
+from mempi_jax.rollout.runner import Runner
+from mempi_jax.runtime.rng import host_seed
+from mempi_jax.types import Agent, Task
+
+TRAIN_SPLIT = 'train'
+EVAL_SPLITS = ('heldout_games', 'heldout_goals', 'long_horizon')
+
+
+@dataclasses.dataclass
+class World:
+  """Games by split and by id, the frozen agent, its tokenizer, and a runner that plays them together."""
+
+  config: FrozenConfigDict
+  splits: dict[str, list[Game]]
+  games: dict[str, Game]
+  tokenizer: Tokenizer
+  agent: Agent
+  runner: Runner
+
+  def tasks(self, games: Sequence[Game], purpose: str, run: int = 0) -> list[Task]:
+    """One task a game; the agent's seed is a function of the config's seed, the purpose, the game and `run`."""
+    return [Task('alfworld', game.game_id, game.split, host_seed(self.config.seed, purpose, game.game_id, run)) for game in games]
+
+  def max_steps(self, task: Task) -> int:
+    """Most actions an episode of this task may take."""
+    world = self.config.world
+    return world.max_steps_long if task.split == 'long_horizon' else world.max_steps
+
+
+def shipped_agent() -> Path:
+  """The folder of the frozen agent that comes with the package (made by configs/alfworld_agent.py)."""
+  return Path(str(importlib.resources.files('mempi_jax'))) / 'assets' / 'alfworld_agent'
+
+
+def make_splits(config: FrozenConfigDict) -> dict[str, list[Game]]:
+  """The games of every split; train holds enough for the bank, for stage 2 and for its probes."""
+  world = config.world
+  num_train = max(config.bank.games, config.stage2.games) + config.stage2.probe_games
+  counts = {TRAIN_SPLIT: num_train, **{split: config.eval.games[split] for split in EVAL_SPLITS}}
+  return {
+    split: generate_games(world.household, split, count, config.seed, small_fraction=world.small_fraction)
+    for split, count in counts.items()
+    if count
+  }
+
+
+def open_world(config: FrozenConfigDict, *, remember: bool = False) -> World:
+  """Generates the games and loads the agent.
+
+  Args:
+    config: the resolved config of an experiment.
+    remember: see `Runner`.
+
+  Raises:
+    ConfigError: a field has no such value. FileNotFoundError: no agent checkpoint where the config says.
+  """
+  splits = make_splits(config)
+  games = {game.game_id: game for part in splits.values() for game in part}
+  folder = Path(config.agent.path) if config.agent.path else shipped_agent()
+  lm = load_agent(
+    folder,
+    context_length=config.agent.context_length,
+    max_action_tokens=config.agent.max_action_tokens,
+    temperature=config.agent.temperature,
+  )
+  try:
+    agent = alter_agent(lm, config.world.guidance_effect, lambda task_id: (games[task_id].room or '', games[task_id].hidden['guidance']))
+    new_env = functools.partial(make_env, config.world.backend, games)
+  except ValueError as error:
+    raise ConfigError(str(error)) from None
+  world = World(config, splits, games, lm.tokenizer, agent, None)
+  world.runner = Runner(new_env, agent, world.max_steps, config.agent.batch_size, remember=remember)
+  return world
+
+
+def agent_lm(world: World) -> LMAgent:
+  """The language model itself, behind whatever the control worlds put before it."""
+  return getattr(world.agent, 'agent', world.agent)
+
+
+def games_hash(games: Sequence[Game]) -> str:
+  """A hash of the games' ids and problems: two runs on the same hash played the same games."""
+  digest = hashlib.sha256()
+  for game in games:
+    digest.update(f'{game.game_id}\n{game.goal}\n{game.problem}\n'.encode())
+  return digest.hexdigest()[:16]
