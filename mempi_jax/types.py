@@ -90,7 +90,10 @@ class EnvStep:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Episode:
-  """One finished run of the agent. `reward` is the base reward (1.0 for success), before any length term."""
+  """One finished run of the agent. `reward` is the base reward (1.0 for success), before any length term.
+
+  `steps[i].observation` is what the agent saw before its action; `last_observation` is what the last action brought.
+  """
 
   context: Context
   guidance: Guidance
@@ -98,6 +101,7 @@ class Episode:
   reward: float
   success: bool
   status: Status
+  last_observation: str = ''
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ def run_episodes(
   observations: list[str | None] = [context.observation for context in contexts]
   steps: list[list[Step]] = [[] for _ in tasks]
   rewards = [0.0] * len(tasks)
+  last = [context.observation for context in contexts]
   statuses: list[Status] = [Status.TRUNCATED] * len(tasks)
   while any(observation is not None for observation in observations):
     actions = session.act(observations)
@@ -40,7 +41,7 @@ def run_episodes(
         continue
       steps[i].append(Step(observation, action, result.reward))
       rewards[i] += result.reward
-      observations[i] = result.observation
+      observations[i] = last[i] = result.observation
       if result.done:
         statuses[i] = Status.SUCCESS if result.success else Status.FAILURE
         observations[i] = None
@@ -49,8 +50,8 @@ def run_episodes(
   for env in envs:
     env.close()
   return [
-    Episode(context, guidance, tuple(taken), reward, status is Status.SUCCESS, status)
-    for context, guidance, taken, reward, status in zip(contexts, guidances, steps, rewards, statuses, strict=True)
+    Episode(context, guidance, tuple(taken), reward, status is Status.SUCCESS, status, seen)
+    for context, guidance, taken, reward, status, seen in zip(contexts, guidances, steps, rewards, statuses, last, strict=True)
   ]
 
 
