@@ -15,14 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 
 
-class Decision(str, enum.Enum):
+class Decision(enum.StrEnum):
   """What the guidance policy decides first, d in y = d ⊕ m [P]; the value is the control token's text."""
 
   GENERATE = '[GENERATE]'
   ABSTAIN = '[ABSTAIN]'
 
 
-class Status(str, enum.Enum):
+class Status(enum.StrEnum):
   """How an episode ended. ENV_ERROR is a fault of the simulator: never a zero reward, always masked out of training."""
 
   SUCCESS = 'success'

@@ -12,18 +12,22 @@ import hashlib
 import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import FrozenConfigDict
 
 from mempi_jax.agents.altered import alter_agent
-from mempi_jax.agents.lm import LMAgent, load_agent
+from mempi_jax.agents.lm import LMAgent, checkpoint_hash, load_agent
 from mempi_jax.config import ConfigError
 from mempi_jax.envs.alfworld.env import make_env
 from mempi_jax.envs.alfworld.game import Game
 from mempi_jax.envs.alfworld.generator import generate_games
+from mempi_jax.policy.template import template_hash
 from mempi_jax.policy.tokenizer import Tokenizer
 from mempi_jax.rollout.runner import Runner
+from mempi_jax.runtime.manifest import make_manifest
 from mempi_jax.runtime.rng import host_seed
+from mempi_jax.runtime.workdir import AGENT, open_workdir, write_manifest
 from mempi_jax.types import Agent, Task
 
 TRAIN_SPLIT = 'train'
@@ -35,6 +39,7 @@ class World:
   """Games by split and by id, the frozen agent, its tokenizer, and a runner that plays them together."""
 
   config: FrozenConfigDict
+  workdir: Path
   splits: dict[str, list[Game]]
   games: dict[str, Game]
   tokenizer: Tokenizer
@@ -68,21 +73,23 @@ def make_splits(config: FrozenConfigDict) -> dict[str, list[Game]]:
   }
 
 
-def open_world(config: FrozenConfigDict, *, remember: bool = False) -> World:
-  """Generates the games and loads the agent.
+def open_world(config: FrozenConfigDict, workdir: Path, *, remember: bool = False) -> World:
+  """Opens the working folder, generates the games and loads the agent; writes the manifest, or checks it.
 
   Args:
     config: the resolved config of an experiment.
+    workdir: where the run lives.
     remember: see `Runner`.
 
   Raises:
-    ConfigError: a field has no such value. FileNotFoundError: no agent checkpoint where the config says.
+    ConfigError: a field has no such value. FileNotFoundError: no agent checkpoint where the config says. ValueError: the folder holds
+      another run. OSError: it cannot be written.
   """
+  workdir = open_workdir(workdir, config, Path(config.agent.path) if config.agent.path else shipped_agent())
   splits = make_splits(config)
   games = {game.game_id: game for part in splits.values() for game in part}
-  folder = Path(config.agent.path) if config.agent.path else shipped_agent()
   lm = load_agent(
-    folder,
+    workdir / AGENT,
     context_length=config.agent.context_length,
     max_action_tokens=config.agent.max_action_tokens,
     temperature=config.agent.temperature,
@@ -92,7 +99,8 @@ def open_world(config: FrozenConfigDict, *, remember: bool = False) -> World:
     new_env = functools.partial(make_env, config.world.backend, games)
   except ValueError as error:
     raise ConfigError(str(error)) from None
-  world = World(config, splits, games, lm.tokenizer, agent, None)
+  world = World(config, workdir, splits, games, lm.tokenizer, agent, None)
+  write_manifest(workdir, _manifest(world))
   world.runner = Runner(new_env, agent, world.max_steps, config.agent.batch_size, remember=remember)
   return world
 
@@ -100,6 +108,26 @@ def open_world(config: FrozenConfigDict, *, remember: bool = False) -> World:
 def agent_lm(world: World) -> LMAgent:
   """The language model itself, behind whatever the control worlds put before it."""
   return getattr(world.agent, 'agent', world.agent)
+
+
+def _manifest(world: World) -> dict[str, Any]:
+  config = world.config
+  manifest = make_manifest(
+    config,
+    prompt_template_hash=template_hash(),
+    agent_hash=checkpoint_hash(world.workdir / AGENT),
+    history_length=config.world.max_steps,
+    context_length=config.agent.context_length,
+    step_cap=config.world.max_steps,
+    split_sizes={split: len(games) for split, games in world.splits.items()},
+    sampler={
+      'agent_temperature': config.agent.temperature,
+      'policy_temperature': config.eval.temperature,
+      'threshold': config.eval.threshold,
+    },
+  )
+  games = {split: games_hash(part) for split, part in world.splits.items()}
+  return manifest | {'household': config.world.household, 'seed': config.seed, 'games': games, 'backend': config.world.backend}
 
 
 def games_hash(games: Sequence[Game]) -> str:

@@ -1,0 +1,56 @@
+"""Runs the agent over train games and distils what happened into the bank; resumable, in chunks of games (method section 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from mempi_jax.experience.bank import (
+  BANK,
+  EPISODES,
+  BankEntry,
+  check_bank,
+  distill_entries,
+  episode_record,
+  read_bank,
+  read_episodes,
+  write_bank,
+)
+from mempi_jax.rollout.episode import abstained
+from mempi_jax.rollout.runner import Runner
+from mempi_jax.runtime import files
+from mempi_jax.runtime.metrics import progress
+from mempi_jax.types import Task
+
+
+def play_to_log(runner: Runner, tasks: Sequence[Task], path: Path, description: str) -> None:
+  """Plays tasks without guidance and appends their episodes to a JSONL log, going on where the log ends.
+
+  Raises ValueError when the log holds other tasks than these.
+  """
+  files.cut_half_line(path)
+  done = [(record['task_id'], record['seed']) for record in files.read_jsonl(path)] if path.exists() else []
+  expected = [(task.task_id, task.seed) for task in tasks]
+  if done != expected[: len(done)]:
+    raise ValueError(f'{path} holds episodes of other tasks than this run plays; use another --workdir')
+  with files.JsonlLog(path) as log, progress(len(tasks), description, initial=len(done)) as bar:
+    for start in range(len(done), len(tasks), runner.batch_size):
+      part = tasks[start : start + runner.batch_size]
+      for episode in runner.run(part, abstained(len(part))):
+        log.append(episode_record(episode))
+      bar.update(len(part))
+
+
+def collect_bank(runner: Runner, tasks: Sequence[Task], folder: Path, test_games: Collection[str]) -> list[BankEntry]:
+  """Plays `tasks` once each without guidance and writes the bank; a finished bank is read back.
+
+  Raises BankError when a task is a test game.
+  """
+  if files.read_done(folder) is None:
+    play_to_log(runner, tasks, folder / EPISODES, 'collect')
+    entries = distill_entries(read_episodes(folder / EPISODES))
+    check_bank(entries, test_games)
+    write_bank(folder, entries)
+    solved = sum(entry.solved_alone for entry in entries)
+    files.mark_done(folder, {'episodes': len(tasks), 'entries': len(entries), 'solved_alone': solved, 'bank': files.hash_file(folder / BANK)})
+  return read_bank(folder, test_games)

@@ -1,0 +1,31 @@
+"""Mem-π as a memory: the guidance policy decides, and writes (method section 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from mempi_jax.policy.policy import GuidancePolicy
+from mempi_jax.types import Context, Episode, Guidance
+
+
+class MempiMemory:
+  """A trained guidance policy, asked once at the episode's start.
+
+  Args:
+    policy: after stage 1 or stage 2.
+    name: as the tables call it.
+    threshold: τ, generate where P(GENERATE | x) >= τ.
+    temperature: of the content; 0.0 decodes greedily.
+  """
+
+  def __init__(self, policy: GuidancePolicy, name: str, *, threshold: float, temperature: float):
+    self.policy, self.name, self.threshold, self.temperature = policy, name, threshold, temperature
+
+  def guide(self, contexts: Sequence[Context], seed: int) -> list[Guidance]:
+    """The policy's own decision and content for every context."""
+    answers = self.policy.answer(contexts, threshold=self.threshold, temperature=self.temperature, seed=seed)
+    return [dataclasses.replace(answer, source=self.name) for answer in answers]
+
+  def observe(self, episodes: Sequence[Episode]) -> None:
+    """Learns nothing at run time."""
