@@ -1,0 +1,90 @@
+"""ALFWorld as an `Env`: the text world that the guidance policy and the agent live in, played by the fast simulator.
+
+`make_env` chooses the backend, 'simulator' or 'engine'; both give the same text. The context's observation is the first look at the room
+alone: no banner, and the task is in the context's goal.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Mapping
+
+from mempi_jax.envs.alfworld.game import Game
+from mempi_jax.envs.alfworld.problem import parse_problem
+from mempi_jax.envs.alfworld.simulator import Simulator
+from mempi_jax.types import Context, Env, EnvStep, Task
+
+BACKENDS = ('simulator', 'engine')
+
+# Parsed problems by their text, so that the many environments of a rollout share them.
+shared_problem = functools.lru_cache(maxsize=4096)(parse_problem)
+
+
+class AlfworldEnv:
+  """Plays the games of `games` (game id -> game) with the fast simulator. Implements `types.Env`.
+
+  `Task.seed` changes nothing: ALFWorld is deterministic.
+  """
+
+  def __init__(self, games: Mapping[str, Game]):
+    self._games = games
+    self._simulator: Simulator | None = None
+
+  def reset(self, task: Task) -> Context:
+    """Starts the game `task.task_id`.
+
+    Raises:
+      KeyError: no such game; names the nearest ids.
+      ValueError: the game's problem text is broken; names the game.
+    """
+    game = find_game(self._games, task.task_id)
+    try:
+      problem = shared_problem(game.problem)
+    except ValueError as error:
+      raise ValueError(f'game {game.game_id!r}: {error}') from error
+    self._simulator = Simulator(problem, game.goal)
+    self._simulator.reset()
+    return Context(task, game.goal.removesuffix('.'), self._simulator.first_look())
+
+  def step(self, action: str) -> EnvStep:
+    """Carries out one command; reward 1.0 and done once the goal holds. Raises RuntimeError before `reset`."""
+    if self._simulator is None:
+      raise RuntimeError('call reset(task) before step(action)')
+    feedback, won = self._simulator.step(action)
+    return EnvStep(feedback, float(won), won, won)
+
+  def admissible_commands(self) -> list[str]:
+    """Every command that does something now, sorted; for scripted play and verification, never shown to an agent."""
+    if self._simulator is None:
+      raise RuntimeError('call reset(task) before admissible_commands()')
+    return self._simulator.admissible_commands()
+
+  def close(self) -> None:
+    self._simulator = None
+
+
+def find_game(games: Mapping[str, Game], game_id: str) -> Game:
+  """The game of that id. Raises KeyError that names the nearest ids."""
+  game = games.get(game_id)
+  if game is None:
+    near = difflib.get_close_matches(game_id, list(games)[:20000], n=3, cutoff=0.5)
+    hint = f'near names: {", ".join(near)}' if near else f'e.g. {", ".join(list(games)[:3]) or "none at all"}'
+    raise KeyError(f'no game {game_id!r} among {len(games)} games; {hint}')
+  return game
+
+
+def make_env(backend: str, games: Mapping[str, Game]) -> Env:
+  """An environment over `games`: backend 'simulator' (fast) or 'engine' (the real ALFWorld, in a process of its own).
+
+  Raises:
+    ValueError: another backend.
+    ImportError: 'engine' without the `alfworld` package.
+  """
+  if backend == 'simulator':
+    return AlfworldEnv(games)
+  if backend == 'engine':
+    from mempi_jax.envs.alfworld.engine import EngineEnv
+
+    return EngineEnv(games)
+  raise ValueError(f'unknown backend {backend!r}; expected one of {", ".join(BACKENDS)}')
