@@ -48,7 +48,11 @@ def alter_agent(agent: Agent, effect: str, truth: Callable[[str], tuple[str, str
 
   def alter(context: Context, guidance: Guidance) -> Guidance:
     room, text = truth(context.task.task_id)
-    acts = effect == 'oracle' or (effect == 'mixed' and room in MIXED_ROOMS)
-    return Guidance(Decision.GENERATE, text) if acts else silent
+    return Guidance(Decision.GENERATE, text) if guidance_acts(effect, room) else silent
 
   return AlteredAgent(agent, effect, alter)
+
+
+def guidance_acts(effect: str, room: str) -> bool:
+  """Whether guidance reaches the agent in a room of that kind."""
+  return effect in ('real', 'oracle') or (effect == 'mixed' and room in MIXED_ROOMS)

@@ -6,12 +6,19 @@ scored tokens are projected onto the vocabulary, so [B, T, V] logits never exist
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mempi_jax.models.decoder import Decoder, DecoderConfig
+from mempi_jax.types import Context
+
+if TYPE_CHECKING:
+  from mempi_jax.policy.policy import GuidancePolicy
 
 
 def branch_mask(branch: jax.Array) -> jax.Array:
@@ -43,3 +50,27 @@ def score_rows(
   logits = model.apply({'params': params}, hidden[rows[:, None], score_index], method='logits')
   chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   return decision[:, 0] - decision[:, 1], chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _last_states(config: DecoderConfig, params: Any, tokens: jax.Array, last: jax.Array) -> jax.Array:
+  time = tokens.shape[1]
+  positions = jnp.broadcast_to(jnp.arange(time), tokens.shape)
+  mask = jnp.broadcast_to(jnp.tril(jnp.ones((time, time), bool)), (tokens.shape[0], time, time))
+  hidden = Decoder(config).apply({'params': params}, tokens, positions, mask)
+  return hidden[jnp.arange(tokens.shape[0]), last]
+
+
+def decision_states(policy: GuidancePolicy, contexts: Sequence[Context], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+  """What the policy knows where it decides: the logit l f32[N] and the hidden state at the prompt's last token f32[N, D]."""
+  states = []
+  for start in range(0, len(contexts), batch_size):
+    prompts = [policy.prompt(context) for context in contexts[start : start + batch_size]]
+    tokens = np.zeros((batch_size, policy.max_prompt), np.int32)
+    for row, ids in enumerate(prompts):
+      tokens[row, : len(ids)] = ids
+    last = np.array([len(ids) - 1 for ids in prompts] + [0] * (batch_size - len(prompts)), np.int32)
+    states.append(np.asarray(_last_states(policy.config, policy.params, tokens, last))[: len(prompts)])
+  hidden = np.concatenate(states)
+  embedding = np.asarray(policy.params['embedding'])
+  return hidden @ (embedding[policy.tokenizer.generate] - embedding[policy.tokenizer.abstain]), hidden

@@ -7,11 +7,13 @@ A second run in the same folder goes on with it; one with another config is refu
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from ml_collections import ConfigDict
 from mempi_jax.config import ConfigError, to_json
 from mempi_jax.runtime import files
 
-CONFIG, MANIFEST, AGENT = 'config.json', 'manifest.json', 'agent'
+CONFIG, MANIFEST, AGENT, WALL_TIME = 'config.json', 'manifest.json', 'agent', 'wall_time.json'
 
 
 def open_workdir(workdir: str | Path, config: ConfigDict, agent_folder: Path) -> Path:
@@ -67,6 +69,17 @@ def write_manifest(workdir: Path, manifest: dict[str, Any]) -> None:
       raise ValueError(f'{workdir} was begun under other conditions: {"; ".join(found)}. Use another --workdir')
   else:
     files.write_json(path, manifest)
+
+
+@contextlib.contextmanager
+def timed(workdir: Path, name: str) -> Iterator[None]:
+  """Adds the seconds spent inside to `name` in WORKDIR/wall_time.json; what a killed process spent is not counted."""
+  started = time.perf_counter()
+  yield
+  path = workdir / WALL_TIME
+  times = files.read_json(path) if path.exists() else {}
+  times[name] = round(times.get(name, 0.0) + time.perf_counter() - started, 2)
+  files.write_json(path, times)
 
 
 def report_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:

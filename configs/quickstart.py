@@ -1,0 +1,111 @@
+"""Mem-π end to end on one ALFWorld household, on a laptop: bank, stage 1, stage 2, evaluation.
+
+    bash launch/quickstart.sh runs/quickstart
+
+or, one by one:
+
+    python -m mempi_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m mempi_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m mempi_jax.report --workdir=runs/quickstart
+"""
+
+from ml_collections import ConfigDict
+
+from mempi_jax.runtime.optim import optimizer_fields
+
+
+def get_config() -> ConfigDict:
+  """Every setting of an experiment."""
+  config = ConfigDict()
+  config.seed = 0
+
+  config.world = ConfigDict()
+  config.world.household = 'maple'  # its name alone decides where things are kept there
+  config.world.backend = 'simulator'  # or 'engine': the real ALFWorld, a thousand times slower
+  config.world.small_fraction = 0.4  # share of small rooms, where searching is cheap
+  config.world.max_steps = 10
+  config.world.max_steps_long = 24  # long_horizon games
+  config.world.guidance_effect = 'real'  # or null, oracle, mixed: the control worlds
+
+  config.agent = ConfigDict()
+  config.agent.path = ''  # '': the frozen agent that comes with the package
+  config.agent.context_length = 640
+  config.agent.max_action_tokens = 12
+  config.agent.temperature = 1.0
+  config.agent.batch_size = 256  # episodes side by side
+
+  config.policy = ConfigDict()
+  config.policy.init = 'agent'  # or 'random'
+  config.policy.model = 'tiny'  # the size when init is random
+  config.policy.max_prompt = 160
+  config.policy.max_content = 16
+
+  config.bank = ConfigDict()
+  config.bank.games = 800
+
+  config.stage1 = ConfigDict()
+  config.stage1.duration = '120 steps'
+  config.stage1.batch_size = 32
+  config.stage1.abstain_share = 0.4  # of the contexts that the agent solves alone
+  config.stage1.validation = 0.1
+  config.stage1.evaluate_every = 20
+  config.stage1.checkpoint_every = 60
+  config.stage1.optimizer = optimizer_fields()
+  config.stage1.optimizer.learning_rate = 1e-3
+  config.stage1.optimizer.schedule = 'cosine'
+  config.stage1.optimizer.warmup = '10 steps'
+
+  config.stage2 = ConfigDict()
+  config.stage2.updates = 60
+  config.stage2.games = 1600
+  config.stage2.groups = 64
+  config.stage2.branches = 4  # K
+  config.stage2.abstain_outcomes = 4  # m, cached once a context
+  config.stage2.branch_seeds = 'shared'  # or 'independent', for the null world
+  config.stage2.temperature = 1.0
+  config.stage2.length_form = 'outcome_gated'
+  config.stage2.length_weight = 0.2  # λ
+  config.stage2.signal = 'pooled'
+  config.stage2.estimator = ConfigDict()  # of rollout/effects.py
+  config.stage2.estimator.evidence = 3.0
+  config.stage2.estimator.local = 1.0
+  config.stage2.estimator.components = 32
+  config.stage2.estimator.half_life = 30.0
+  config.stage2.decision_loss = 'regression'  # or policy_gradient, ratio: the paper's plain form
+  config.stage2.decision_beta = 0.05
+  config.stage2.decision_clip = 0.2
+  config.stage2.decision_kl = 0.01
+  config.stage2.decision_weight = 1.0
+  config.stage2.content_gate = 'group'
+  config.stage2.content_scale = 1.0
+  config.stage2.content_normalise = 'none'
+  config.stage2.clip_low = 0.2
+  config.stage2.clip_high = 0.2
+  config.stage2.content_kl = 0.01
+  config.stage2.content_weight = 1.0
+  config.stage2.inner_epochs = 1
+  config.stage2.probe_games = 240
+  config.stage2.probe_runs = 4
+  config.stage2.evaluate_every = 5
+  config.stage2.checkpoint_every = 10
+  config.stage2.optimizer = optimizer_fields()
+  config.stage2.optimizer.learning_rate = 3e-4
+  config.stage2.optimizer.warmup = '3 steps'
+
+  config.eval = ConfigDict()
+  config.eval.memories = ('none', 'oracle', 'rag', 'mempi_stage1', 'mempi')
+  config.eval.games = ConfigDict({'heldout_games': 400, 'heldout_goals': 200, 'long_horizon': 100})
+  config.eval.threshold = 0.5  # τ
+  config.eval.temperature = 0.0
+  config.eval.rag_k = 1
+  config.eval.rag_key = 'goal_and_observation'
+  config.eval.difficulty_runs = 4
+  config.eval.replay_episodes = 24
+
+  config.mesh = ConfigDict()
+  config.mesh.fsdp = 1
+
+  config.control = ConfigDict()
+  config.control.kind = ''  # null, mixed or oracle in the control experiments
+  config.control.seeds = ()
+  return config

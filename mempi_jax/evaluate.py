@@ -1,0 +1,175 @@
+"""Plays every memory on every split with the same agent and the same seeds, and writes the tables (method section 5).
+
+    python -m mempi_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
+
+One loop: guidance = memory.guide(contexts); episodes = run(contexts, guidance, agent); memory.observe(episodes). Writes
+eval/episodes.jsonl, eval/base_runs.jsonl (the agent alone under further seeds, for difficulty), real_engine_replay.json and
+results.json. A second run goes on where a killed one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mempi_jax.config import ConfigError, parse_command_line
+from mempi_jax.envs.alfworld.env import make_env
+from mempi_jax.evals.abstention import by_difficulty
+from mempi_jax.evals.success import BASE_RUNS_FILE, EPISODES_FILE, compare, present_pairs, read_base_runs, read_episodes, summarise
+from mempi_jax.experience.bank import episode_record, read_bank
+from mempi_jax.experience.collecting import play_to_log
+from mempi_jax.memory.mempi import MempiMemory
+from mempi_jax.memory.none import NoMemory
+from mempi_jax.memory.oracle import OracleMemory
+from mempi_jax.memory.rag import RagMemory
+from mempi_jax.policy.policy import load_policy
+from mempi_jax.policy.template import content_tokens
+from mempi_jax.runtime import files
+from mempi_jax.runtime.metrics import progress
+from mempi_jax.runtime.workdir import MANIFEST, WALL_TIME, report_errors, timed
+from mempi_jax.types import Context, Memory, Task
+from mempi_jax.world import EVAL_SPLITS, World, open_world
+
+REPLAY_FILE, RESULTS_FILE = 'real_engine_replay.json', 'results.json'
+MEMORIES = ('none', 'oracle', 'rag', 'mempi_stage1', 'mempi')
+
+
+def make_memory(name: str, world: World) -> Memory:
+  """A memory by its name, from what the working folder holds.
+
+  Raises ConfigError for an unknown name, FileNotFoundError for a stage that has not been trained.
+  """
+  config = world.config.eval
+  tokenize = lambda text: content_tokens(world.tokenizer, text)
+  match name:
+    case 'none':
+      return NoMemory()
+    case 'oracle':
+      return OracleMemory(lambda task_id: world.games[task_id].hidden['guidance'], tokenize)
+    case 'rag':
+      test_games = {game.game_id for split in EVAL_SPLITS for game in world.splits.get(split, ())}
+      return RagMemory(read_bank(world.workdir / 'bank', test_games), tokenize, k=config.rag_k, key=config.rag_key)
+    case 'mempi_stage1' | 'mempi':
+      folder = world.workdir / ('stage1' if name == 'mempi_stage1' else 'stage2') / 'policy'
+      return MempiMemory(load_policy(folder), name, threshold=config.threshold, temperature=config.temperature)
+    case _:
+      raise ConfigError(f'unknown memory {name!r}: expected some of {", ".join(MEMORIES)}')
+
+
+def evaluate(world: World) -> dict[str, Any]:
+  """Everything of this file; returns results.json's content."""
+  config, folder = world.config.eval, world.workdir / 'eval'
+  memories = [make_memory(name, world) for name in config.memories]
+  with timed(world.workdir, 'evaluate'):
+    play_memories(world, memories, world.workdir / EPISODES_FILE)
+    games = world.splits['heldout_games']
+    base = [task for run in range(config.difficulty_runs) for task in world.tasks(games, 'difficulty', run)]
+    play_to_log(world.runner, base, world.workdir / BASE_RUNS_FILE, 'difficulty')
+  with timed(world.workdir, 'real_engine_replay'):
+    replay = replay_on_engine(world, world.workdir / REPLAY_FILE)
+  episodes = read_episodes(world.workdir)
+  results = {
+    'manifest': files.read_json(world.workdir / MANIFEST),
+    'rows': summarise(episodes),
+    'comparisons': compare(episodes, present_pairs(episodes)),
+    'abstention_by_difficulty': by_difficulty(episodes, read_base_runs(world.workdir)) if 'mempi' in config.memories else [],
+    'real_engine_replay': replay,
+    'wall_time_s': files.read_json(world.workdir / WALL_TIME),
+  }
+  files.write_json(world.workdir / RESULTS_FILE, results)
+  files.mark_done(folder, {'episodes': len(episodes)})
+  return results
+
+
+def play_memories(world: World, memories: Sequence[Memory], path: Path) -> None:
+  """Plays split after split, memory after memory, in batches of games; appends records to `path`, going on where it ends.
+
+  Raises ValueError when the file holds other episodes than these.
+  """
+  plan = [
+    (split, memory, world.tasks(games, 'eval')) for split, games in world.splits.items() if split in EVAL_SPLITS for memory in memories
+  ]
+  files.cut_half_line(path)
+  done = [(r['split'], r['memory'], r['task_id'], r['seed']) for r in files.read_jsonl(path)] if path.exists() else []
+  expected = [(split, memory.name, task.task_id, task.seed) for split, memory, tasks in plan for task in tasks]
+  if done != expected[: len(done)]:
+    raise ValueError(f'{path} holds other episodes than this config plays; use another --workdir')
+  skip = len(done)
+  with files.JsonlLog(path) as log, progress(len(expected), 'evaluate', initial=skip) as bar:
+    for _, memory, tasks in plan:
+      for start in range(0, len(tasks), world.runner.batch_size):
+        part = tasks[start : start + world.runner.batch_size]
+        if skip >= len(part):
+          skip -= len(part)
+          continue
+        guidances = memory.guide(contexts_of(world, part), world.config.seed)
+        episodes = world.runner.run(part, guidances)
+        memory.observe(episodes)
+        # A batch that was half written is played again as a whole, and its missing half appended: the same numbers either way.
+        for episode in episodes[skip:]:
+          log.append({'memory': memory.name, **episode_record(episode)})
+        bar.update(len(part) - skip)
+        skip = 0
+
+
+def contexts_of(world: World, tasks: Sequence[Task]) -> list[Context]:
+  """The first contexts of tasks, without playing them."""
+  env = world.runner.make_env()
+  contexts = [env.reset(task) for task in tasks]
+  env.close()
+  return contexts
+
+
+def replay_on_engine(world: World, path: Path) -> dict[str, Any]:
+  """Plays a sample of evaluation episodes again, action by action, on the real engine, and counts those with the same outcome.
+
+  The sample is spread evenly over eval/episodes.jsonl. Without the engine the result says why nothing was replayed.
+  """
+  count = world.config.eval.replay_episodes
+  if path.exists():
+    return files.read_json(path)
+  from mempi_jax.envs.alfworld.engine import unavailable_reason
+
+  reason = unavailable_reason() if count else 'eval.replay_episodes is 0'
+  result: dict[str, Any] = {'episodes': 0, 'agree': 0, 'reason': reason}
+  if reason is None:
+    records = list(files.read_jsonl(world.workdir / EPISODES_FILE))
+    # Sample evenly among episodes with different actions.
+    distinct = list({(r['task_id'], tuple(action for action, _ in r['steps'])): r for r in records}.values())
+    chosen = [distinct[i * len(distinct) // count] for i in range(min(count, len(distinct)))]
+    disagreements = []
+    env = make_env('engine', world.games)
+    with progress(len(chosen), 'real engine replay') as bar:
+      for record in chosen:
+        env.reset(Task(record['env'], record['task_id'], record['split'], record['seed']))
+        results = [(action, brought, env.step(action)) for action, brought in record['steps']]
+        won = bool(results) and results[-1][2].success
+        if won != record['success'] or any(step.observation != brought for _, brought, step in results):
+          disagreements.append(record['task_id'])
+        bar.update()
+    env.close()
+    result = {'episodes': len(chosen), 'agree': len(chosen) - len(disagreements), 'disagreements': disagreements}
+  files.write_json(path, result)
+  return result
+
+
+@report_errors
+def main(arguments: Sequence[str]) -> None:
+  """The command."""
+  parsed, config = parse_command_line(argparse.ArgumentParser(description=__doc__.split('\n')[0]), arguments)
+  world = open_world(config, parsed.workdir, remember=True)
+  results = evaluate(world)
+  for row in results['rows']:
+    low, high = row['ci95']
+    print(
+      f'{row["split"]:14} {row["memory"]:13} success {row["success_rate"]:.3f} [{low:.3f}, {high:.3f}]  abstain {row["abstain_rate"]:.2f}'
+      f'  guidance tokens {row["guidance_tokens"]:.2f}  n {row["n"]}'
+    )
+  print(f'{parsed.workdir / RESULTS_FILE}')
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])

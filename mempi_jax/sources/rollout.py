@@ -1,0 +1,203 @@
+"""Batches of stage 2, adaptation distillation (method section 3): counterfactual groups, played and turned into advantages.
+
+A step draws G contexts, samples K contents each from the current policy after a forced `[GENERATE]`, plays them beside the cached
+abstain outcomes of the same games, estimates the effect of guiding, and packs one row a group: the prompt once, its branches beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from mempi_jax.experience.bank import read_episodes
+from mempi_jax.experience.collecting import play_to_log
+from mempi_jax.losses.advantages import content_advantages, shaped_rewards
+from mempi_jax.policy.policy import GuidancePolicy
+from mempi_jax.policy.score import decision_states, score_rows
+from mempi_jax.rollout.assemble import PackedRow, pack
+from mempi_jax.rollout.effects import EffectEstimator
+from mempi_jax.rollout.group import run_groups
+from mempi_jax.rollout.runner import Runner
+from mempi_jax.runtime.rng import host_seed
+from mempi_jax.types import Episode, RolloutGroup, Status, Task, TrainBatch
+
+ABSTAINED = 'abstained.jsonl'
+
+
+class RolloutSource:
+  """Yields one batch of counterfactual groups a step.
+
+  Args:
+    runner: plays episodes with the frozen agent.
+    tasks: `tasks[i][j]` is context i with the j-th agent seed; j runs over the m cached abstain outcomes.
+    policy: of stage 1; its parameters are the reference π_ref, and every step's own parameters go in by `next`.
+    config: the stage2 group of the experiment.
+    seed: of the order of contexts and of the sampled contents.
+    folder: where the cache of abstain outcomes lives.
+  """
+
+  def __init__(
+    self, runner: Runner, tasks: Sequence[Sequence[Task]], policy: GuidancePolicy, config: FrozenConfigDict, *, seed: int, folder: Path
+  ):
+    self.runner, self.tasks, self.config, self.seed = runner, tasks, config, seed
+    self.policy = policy.with_params(policy.params)
+    self.ref_params = policy.params
+    if config.groups > len(tasks):
+      raise ValueError(f'{config.groups} groups a step cannot be drawn from {len(tasks)} contexts')
+    flat = [task for runs in tasks for task in runs]
+    play_to_log(runner, flat, folder / ABSTAINED, 'abstain cache')
+    episodes = iter(read_episodes(folder / ABSTAINED))
+    self.abstained: list[list[Episode]] = [[next(episodes) for _ in runs] for runs in tasks]
+    self.contexts = [runs[0].context for runs in self.abstained]
+    self.ref_logits, features = decision_states(self.policy, self.contexts)
+    self.estimator = EffectEstimator(config.signal, features, **config.estimator)
+    for i, runs in enumerate(self.abstained):
+      outcomes = [float(episode.success) for episode in runs if episode.status is not Status.ENV_ERROR]
+      self.estimator.register(i, outcomes or [0.0])
+    self.playable = [any(episode.status is not Status.ENV_ERROR for episode in runs) for runs in self.abstained]
+    self.visits = [0] * len(tasks)
+
+  def next(self, step: int, params: Any) -> tuple[TrainBatch, dict[str, float]]:
+    """Plays the groups of a step and returns them as a batch, with metrics of the rollout."""
+    config = self.config
+    chosen = self._contexts_of(step)
+    self.policy.params = params
+    contexts = [self.contexts[i] for i in chosen]
+    # Agent seeds go round the cached ones, so that every group holds the abstain branch of its own seed [O].
+    runs = [self.visits[i] % len(self.tasks[i]) for i in chosen]
+    tasks = [self.tasks[i][run] for i, run in zip(chosen, runs, strict=True)]
+    old_logits = self.policy.decision_logits(contexts)
+    content_seeds = [host_seed(self.seed, 'content', step, i) for i in chosen]
+    contents = self.policy.contents(contexts, content_seeds, branches=config.branches, temperature=config.temperature)
+    branch_seeds = [self._branch_seeds(task, step) for task in tasks]
+    quiet = [self.abstained[i][run] for i, run in zip(chosen, runs, strict=True)]
+    groups = run_groups(self.runner, tasks, contents, branch_seeds, quiet)
+    for i in chosen:
+      self.visits[i] += 1
+    valid = [self.playable[i] and not any(e.status is Status.ENV_ERROR for e in group.episodes) for i, group in zip(chosen, groups, strict=True)]
+    successes = np.array([[float(e.success) for e in group.episodes[1:]] for group in groups])
+    lengths = np.array([[len(e.guidance.tokens) for e in group.episodes[1:]] for group in groups])
+    rewards = shaped_rewards(
+      successes, lengths, self.policy.max_content, form=config.length_form, weight=config.length_weight
+    )
+    for i, group, seeds, won, earned, ok in zip(chosen, groups, branch_seeds, successes, rewards, valid, strict=True):
+      if ok:
+        said = [f'{seed}:{episode.guidance.text}' for seed, episode in zip(seeds, group.episodes[1:], strict=True)]
+        self.estimator.observe(i, earned, won, said, step)
+    known = [i for i, ok in zip(chosen, valid, strict=True) if ok]
+    effects = np.zeros(len(chosen), np.float32)
+    if known:
+      effects[np.array(valid)] = self.estimator.estimate(known, step)
+    abstain_rewards = np.array([float(group.episodes[0].success) for group in groups])
+    content_adv = content_advantages(
+      rewards, abstain_rewards, effects, gate=config.content_gate, scale=config.content_scale, normalise=config.content_normalise
+    )
+    batch = self._assemble(groups, content_adv, effects, old_logits, self.ref_logits[chosen], valid)
+    return batch, self._metrics(groups, successes, rewards, content_adv, old_logits, self.ref_logits[chosen], valid)
+
+  def state(self) -> dict[str, Any]:
+    """What was observed; contexts, seeds and contents are functions of the step."""
+    return {'estimator': self.estimator.state(), 'visits': list(self.visits)}
+
+  def restore(self, state: dict[str, Any]) -> None:
+    """Takes what `state` gave."""
+    self.estimator.restore(state['estimator'])
+    self.visits = list(state['visits'])
+
+  def _contexts_of(self, step: int) -> np.ndarray:
+    """G contexts, i64[G]: consecutive places in the endless sequence of shuffled epochs, none twice in a step."""
+    count, groups = len(self.tasks), self.config.groups
+    per_epoch = count // groups
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.default_rng(host_seed(self.seed, 'contexts', epoch)).permutation(count)
+    return np.sort(order[place * groups : (place + 1) * groups])
+
+  def _branch_seeds(self, task: Task, step: int) -> list[int]:
+    if self.config.branch_seeds == 'shared':
+      return [task.seed] * self.config.branches
+    return [host_seed(self.seed, 'branch', step, task.task_id, k) for k in range(self.config.branches)]
+
+  def _assemble(
+    self,
+    groups: Sequence[RolloutGroup],
+    content_adv: np.ndarray,
+    effects: np.ndarray,
+    old_logits: np.ndarray,
+    ref_logits: np.ndarray,
+    valid: Sequence[bool],
+  ) -> TrainBatch:
+    policy = self.policy
+    rows = [
+      PackedRow(
+        policy.prompt(group.context),
+        [episode.guidance.tokens for episode in group.episodes[1:]],
+        content_adv[g],
+        [episode.guidance.logps for episode in group.episodes[1:]],
+        decision_adv=float(effects[g]),
+        ref_logit=float(ref_logits[g]),
+        old_logit=float(old_logits[g]),
+      )
+      for g, group in enumerate(groups)
+    ]
+    branches, max_content = self.config.branches, policy.max_content
+    batch = pack(
+      rows,
+      policy.tokenizer,
+      num_rows=len(rows),
+      row_tokens=policy.max_prompt + branches * (max_content + 2),
+      branches=branches,
+      max_content=max_content,
+    )
+    batch.valid[:] = valid
+    batch.content_mask[~batch.valid] = 0.0
+    batch.ref_logps[:] = np.asarray(_reference(policy.config, policy.tokenizer.generate, policy.tokenizer.abstain)(self.ref_params, batch))
+    return batch
+
+  def _metrics(
+    self,
+    groups: Sequence[RolloutGroup],
+    successes: np.ndarray,
+    rewards: np.ndarray,
+    content_adv: np.ndarray,
+    old_logits: np.ndarray,
+    ref_logits: np.ndarray,
+    valid: Sequence[bool],
+  ) -> dict[str, float]:
+    p_generate = 1 / (1 + np.exp(-old_logits.astype(np.float64)))
+    texts = [[episode.guidance.text for episode in group.episodes[1:]] for group in groups]
+    return {
+      'rollout/success_abstain': float(np.mean([group.episodes[0].success for group in groups])),
+      'rollout/success_generate': float(successes.mean()),
+      'rollout/reward_generate': float(rewards.mean()),
+      'rollout/guidance_tokens': float(np.mean([len(e.guidance.tokens) for group in groups for e in group.episodes[1:]])),
+      'rollout/distinct_contents': float(np.mean([len(set(said)) for said in texts])),
+      'rollout/content_signal': float(np.mean(np.abs(content_adv) > 1e-6)),
+      'rollout/env_error_rate': float(1 - np.mean(valid)),
+      'decision/p_generate_batch': float(p_generate.mean()),
+      'decision/logit_shift_batch': float((old_logits - ref_logits).mean()),
+      **self.estimator.diagnostics,
+    }
+
+
+def make_tasks(contexts_tasks: Sequence[Sequence[Task]]) -> list[list[Task]]:
+  """Transposes runs over contexts into contexts over runs: `tasks[i][j]` is context i under its j-th agent seed."""
+  return [list(runs) for runs in zip(*contexts_tasks, strict=True)]
+
+
+@functools.lru_cache
+def _reference(config: Any, generate_id: int, abstain_id: int) -> Any:
+  """Log-probs under the reference policy, f32[B, C], compiled once."""
+
+  @jax.jit
+  def logps(params: Any, tokens: Any, branch: Any, positions: Any, decision_index: Any, score_index: Any, targets: Any) -> Any:
+    return score_rows(config, params, generate_id, abstain_id, tokens, branch, positions, decision_index, score_index, targets)[1]
+
+  return lambda params, batch: logps(
+    params, batch.tokens, batch.branch, batch.positions, batch.decision_index, batch.score_index, batch.targets
+  )

@@ -1,0 +1,304 @@
+"""Trains a guidance policy: stage 1, experience distillation (SFT), then stage 2, adaptation distillation (RL). Read it top to bottom.
+
+    python -m mempi_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+Makes what is missing in the working folder, in this order: the agent's copy, the experience bank (as `mempi_jax.collect` does), stage1/,
+stage2/. A finished stage is skipped, a killed one goes on from its last checkpoint and ends with the same numbers. Both stages are one
+loop, `fit`: batch = source.next(step, params); state = update(state, batch); they differ in source and loss alone.
+
+A config with `control.seeds` is a control experiment (method section 3): one run a seed, then a verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from mempi_jax.agents.altered import guidance_acts
+from mempi_jax.collect import collect
+from mempi_jax.config import ConfigError, count_steps, override, parse_command_line, resolve
+from mempi_jax.evals.control import Verdict, format_verdict, judge
+from mempi_jax.evals.probes import Probes
+from mempi_jax.experience.bank import BankEntry, read_episodes
+from mempi_jax.experience.collecting import play_to_log
+from mempi_jax.losses.policy_gradient import (
+  content_policy_gradient_loss,
+  decision_policy_gradient_loss,
+  decision_ratio_loss,
+  decision_regression_loss,
+)
+from mempi_jax.losses.sft import sft_loss
+from mempi_jax.models.decoder import init_params
+from mempi_jax.models.presets import preset
+from mempi_jax.policy.policy import GuidancePolicy, load_policy
+from mempi_jax.policy.score import score_rows
+from mempi_jax.runtime import files
+from mempi_jax.runtime.checkpoint import Checkpointer
+from mempi_jax.runtime.metrics import MetricWriter, progress, read_metrics
+from mempi_jax.runtime.optim import make_optimizer
+from mempi_jax.runtime.rng import step_key
+from mempi_jax.runtime.sharding import make_mesh, put_rows, put_state
+from mempi_jax.runtime.workdir import report_errors, timed
+from mempi_jax.sources.rollout import RolloutSource, make_tasks
+from mempi_jax.sources.sft import SftSource
+from mempi_jax.types import Source, TrainBatch
+from mempi_jax.world import TRAIN_SPLIT, World, agent_lm, open_world
+
+Loss = Callable[[jax.Array, jax.Array, TrainBatch], tuple[jax.Array, dict[str, jax.Array]]]
+
+DECISION_LOSSES = ('regression', 'policy_gradient', 'ratio')
+
+
+def train(config: FrozenConfigDict, workdir: Path) -> GuidancePolicy:
+  """Both stages; returns the policy after the last one that the config asks for."""
+  world = open_world(config, workdir)
+  with timed(workdir, 'collect'):
+    entries = collect(world)
+  with timed(workdir, 'stage1'):
+    policy = train_stage1(world, entries)
+  if config.stage2.updates:
+    with timed(workdir, 'stage2'):
+      policy = train_stage2(world, policy)
+  return policy
+
+
+# Stage 1.
+
+
+def train_stage1(world: World, entries: Sequence[BankEntry]) -> GuidancePolicy:
+  """SFT on the bank (method section 2). Returns the trained policy; `stage1/policy` holds it."""
+  folder, config = world.workdir / 'stage1', world.config.stage1
+  if files.read_done(folder) is not None:
+    return load_policy(folder / 'policy')
+  policy = initial_policy(world)
+  source = SftSource(
+    entries,
+    policy,
+    batch_size=config.batch_size,
+    abstain_share=config.abstain_share,
+    validation=config.validation,
+    seed=world.config.seed,
+  )
+  num_steps = count_steps(config.duration, num_examples=source.num_examples, batch_size=config.batch_size)
+
+  def loss(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return sft_loss(logit, logps, batch.content_mask, batch.decision_target, batch.valid)
+
+  validate = validation(policy, loss, source.validation_batches())
+  policy = fit(world, folder, 'stage 1', policy, source, loss, config, num_steps, inner_epochs=1, evaluate=validate)
+  p_generate = policy.p_generate([entry.context for entry in entries])
+  alone = np.array([entry.solved_alone for entry in entries])
+  summary = {
+    'steps': num_steps,
+    # The decision must keep mass on both sides, or stage 2 cannot move it [O].
+    'p_generate': float(p_generate.mean()),
+    'p_generate_solved_alone': float(p_generate[alone].mean()) if alone.any() else None,
+    'p_generate_failed_alone': float(p_generate[~alone].mean()) if (~alone).any() else None,
+  }
+  files.mark_done(folder, summary)
+  return policy
+
+
+def initial_policy(world: World) -> GuidancePolicy:
+  """The policy before stage 1: the agent's weights (a language model that knows the world's text) or random ones."""
+  config, lm = world.config.policy, agent_lm(world)
+  match config.init:
+    case 'agent':
+      shape, params = lm.config, lm.params
+    case 'random':
+      shape = preset(config.model, lm.tokenizer.vocab_size)
+      params = init_params(shape, step_key(world.config.seed, 0, 'policy init'))
+    case other:
+      raise ConfigError(f"policy.init is {other!r}, expected 'agent' or 'random'")
+  params = jax.tree.map(np.array, params)  # a copy: training donates its buffers, and the agent stays frozen
+  return GuidancePolicy(shape, params, lm.tokenizer, max_prompt=config.max_prompt, max_content=config.max_content)
+
+
+def validation(policy: GuidancePolicy, loss: Loss, batches: Sequence[TrainBatch]) -> Callable[[Any], dict[str, float]]:
+  """A function params -> mean metrics over batches, named val/..."""
+  forward = jax.jit(forward_loss(policy, loss))
+
+  def evaluate(params: Any) -> dict[str, float]:
+    results = [(forward(params, _arrays(batch))[1], float(batch.valid.sum())) for batch in batches]
+    total = sum(weight for _, weight in results)
+    return {
+      name.replace('train/', 'val/'): sum(float(metrics[name]) * weight for metrics, weight in results) / total
+      for name in (results[0][0] if results else ())
+    }
+
+  return evaluate
+
+
+# Stage 2.
+
+
+def train_stage2(world: World, policy: GuidancePolicy) -> GuidancePolicy:
+  """RL on counterfactual groups (method section 3), from the policy of stage 1. Returns the policy; `stage2/policy` holds it."""
+  folder, config = world.workdir / 'stage2', world.config.stage2
+  if files.read_done(folder) is not None:
+    return load_policy(folder / 'policy')
+  if config.decision_loss not in DECISION_LOSSES:
+    raise ConfigError(f'stage2.decision_loss is {config.decision_loss!r}, expected one of {", ".join(DECISION_LOSSES)}')
+  train_games = world.splits[TRAIN_SPLIT]
+  runs = [world.tasks(train_games[: config.games], 'stage2', run) for run in range(config.abstain_outcomes)]
+  source = RolloutSource(world.runner, make_tasks(runs), policy, config, seed=world.config.seed, folder=folder)
+  probes = make_probes(world, policy, folder)
+
+  def loss(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return stage2_loss(config, logit, logps, batch)
+
+  policy = fit(world, folder, 'stage 2', policy, source, loss, config, config.updates, inner_epochs=config.inner_epochs, evaluate=probes)
+  files.mark_done(folder, {'updates': config.updates} | probes(policy.params))
+  return policy
+
+
+def stage2_loss(config: FrozenConfigDict, logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Decision and content losses with weights of their own (method section 3)."""
+  match config.decision_loss:
+    case 'regression':
+      decision, metrics = decision_regression_loss(logit, batch.ref_logit, batch.decision_adv, batch.valid, beta=config.decision_beta)
+    case 'policy_gradient':
+      decision, metrics = decision_policy_gradient_loss(logit, batch.ref_logit, batch.decision_adv, batch.valid, kl=config.decision_kl)
+    case 'ratio':
+      decision, metrics = decision_ratio_loss(
+        logit, batch.old_logit, batch.ref_logit, batch.decision_adv, batch.valid,
+        clip_low=config.decision_clip, clip_high=config.decision_clip, kl=config.decision_kl,
+      )  # fmt: skip
+  content, content_metrics = content_policy_gradient_loss(
+    logps, batch.old_logps, batch.ref_logps, batch.content_adv, batch.content_mask,
+    clip_low=config.clip_low, clip_high=config.clip_high, kl=config.content_kl,
+  )  # fmt: skip
+  total = config.decision_weight * decision + config.content_weight * content
+  return total, {'train/loss': total, 'train/decision_loss': decision, 'train/content_loss': content, **metrics, **content_metrics}
+
+
+def make_probes(world: World, policy: GuidancePolicy, folder: Path) -> Probes:
+  """Probes on the last train games, which no update sees, with episodes of their own for their difficulty."""
+  config = world.config.stage2
+  games = world.splits[TRAIN_SPLIT][-config.probe_games :]
+  tasks = [task for run in range(config.probe_runs) for task in world.tasks(games, 'probe', run)]
+  play_to_log(world.runner, tasks, folder / 'probes.jsonl', 'probes')
+  episodes = list(read_episodes(folder / 'probes.jsonl'))
+  runs = [episodes[start : start + len(games)] for start in range(0, len(episodes), len(games))]
+  effect = world.config.world.guidance_effect
+  acts = np.array([guidance_acts(effect, game.room or '') for game in games])
+  return Probes(lambda params, contexts: policy.with_params(params).p_generate(contexts), runs, acts)
+
+
+# The loop that both stages share.
+
+
+def forward_loss(policy: GuidancePolicy, loss: Loss) -> Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]]:
+  """(params, batch as a dict of arrays) -> loss and metrics: one forward pass scores decision and contents of every row."""
+  config, generate_id, abstain_id = policy.config, policy.tokenizer.generate, policy.tokenizer.abstain
+
+  def compute(params: Any, arrays: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    batch = TrainBatch(**arrays)
+    logit, logps = score_rows(
+      config, params, generate_id, abstain_id, batch.tokens, batch.branch, batch.positions, batch.decision_index, batch.score_index,
+      batch.targets,
+    )  # fmt: skip
+    return loss(logit, logps, batch)
+
+  return compute
+
+
+def fit(
+  world: World,
+  folder: Path,
+  description: str,
+  policy: GuidancePolicy,
+  source: Source,
+  loss: Loss,
+  config: FrozenConfigDict,
+  num_steps: int,
+  *,
+  inner_epochs: int,
+  evaluate: Callable[[Any], dict[str, float]],
+) -> GuidancePolicy:
+  """The training loop. Order of resume: the newest whole checkpoint, the source's state in it, then the metrics from that step on."""
+  mesh = make_mesh(world.config.mesh.fsdp)
+  optimizer = make_optimizer(config.optimizer, num_steps * inner_epochs)
+  compute = forward_loss(policy, loss)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def update(state: dict[str, Any], arrays: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    (_, metrics), gradients = jax.value_and_grad(compute, has_aux=True)(state['params'], arrays)
+    updates, opt_state = optimizer.update(gradients, state['opt_state'], state['params'])
+    metrics['train/gradient_norm'] = optax.global_norm(gradients)
+    return {'params': optax.apply_updates(state['params'], updates), 'opt_state': opt_state}, metrics
+
+  params = jax.tree.map(jax.numpy.array, policy.params)  # a copy: the update donates its input
+  state = put_state(mesh, {'params': params, 'opt_state': optimizer.init(params)})
+  checkpoints = Checkpointer(folder / 'checkpoints')
+  first = checkpoints.latest() or 0
+  if first:
+    state, extra = checkpoints.restore(first, state)
+    source.restore(extra['source'])
+  with MetricWriter(folder, first + 1 if first else 0) as writer, progress(num_steps, description, initial=first) as bar:
+    if not first:
+      writer.write(0, evaluate(state['params']))
+    for step in range(first, num_steps):
+      batch, metrics = source.next(step, state['params'])
+      arrays = put_rows(mesh, _arrays(batch))
+      for _ in range(inner_epochs):
+        state, trained = update(state, arrays)
+      last = step + 1 == num_steps
+      metrics |= {name: float(value) for name, value in trained.items()}
+      if last or (step + 1) % config.evaluate_every == 0:
+        metrics |= evaluate(state['params'])
+      writer.write(step + 1, metrics)
+      bar.update()
+      bar.set_postfix({name.split('/')[1]: f'{metrics[name]:.3f}' for name in ('train/loss',) if name in metrics})
+      if last or (step + 1) % config.checkpoint_every == 0:
+        checkpoints.save(step + 1, state, {'source': source.state()})
+  trained = policy.with_params(jax.device_get(state['params']))
+  trained.save(folder / 'policy')
+  return trained
+
+
+def _arrays(batch: TrainBatch) -> dict[str, np.ndarray]:
+  return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+
+
+# Control experiments.
+
+
+def run_control(config: FrozenConfigDict, workdir: Path) -> Verdict:
+  """One run a seed of `control.seeds`, each in a folder of its own, then the verdict: printed, and written to control.json."""
+  seeds, before, after = list(config.control.seeds), [], []
+  for seed in seeds:
+    folder = workdir / f'seed_{seed}'
+    train(resolve(override(ConfigDict(config.to_dict()), {'seed': seed, 'control.seeds': ()})), folder)
+    lines = [line for line in read_metrics(folder / 'stage2') if 'decision/p_generate' in line]
+    before.append({name: value for name, value in lines[0].items() if name.startswith('decision/p_generate')})
+    after.append({name: value for name, value in lines[-1].items() if name in before[-1]})
+  verdict = judge(config.control.kind, seeds, before, after)
+  files.write_json(workdir / 'control.json', dataclasses.asdict(verdict) | {'passed': verdict.passed})
+  print(format_verdict(verdict))
+  return verdict
+
+
+@report_errors
+def main(arguments: Sequence[str]) -> None:
+  """The command."""
+  parsed, config = parse_command_line(argparse.ArgumentParser(description=__doc__.split('\n')[0]), arguments)
+  if not config.control.seeds:
+    train(config, parsed.workdir)
+    print(f'trained: {parsed.workdir}')
+  elif not run_control(config, parsed.workdir).passed:
+    raise SystemExit(1)
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])
