@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from mempi_jax.envs.alfworld.env import AlfworldEnv
 from mempi_jax.envs.alfworld.expert import ExploringExpert
 from mempi_jax.envs.alfworld.game import Game
-from mempi_jax.envs.alfworld.generator import generate_games
+from mempi_jax.envs.alfworld.generator import generate_games, seldom, usually
 from mempi_jax.policy.template import GUIDANCE, NEWLINE, TURN, action_tokens, agent_turn, content_tokens, opening
 from mempi_jax.policy.tokenizer import Tokenizer
 from mempi_jax.runtime.rng import host_seed
@@ -34,16 +34,19 @@ class Demonstration:
   is_expert: tuple[bool, ...]
 
 
-def choose_guidance(game: Game, rng: random.Random, guided: float, pitfall: float, wrong: float) -> str:
-  """Guidance for a demonstration: none, the household's rule, a pitfall ("seldom in") or a wrong place, by the given shares."""
+def choose_guidance(game: Game, rng: random.Random, *, guided: float, rule: float, pitfall: float, wrong: float) -> str:
+  """Guidance for a demonstration: with probability 1 - guided none, else by the given shares the household's rule (which this game may
+  break), a pitfall that holds ("seldom in"), a wrong place; the rest is truthful. Where a kind has nothing to say, truthful too."""
   if rng.random() >= guided:
     return ''
   kind = rng.random()
   places = sorted({place for place in game.hidden['receptacle_types'] if place != game.hidden['location_type']})
-  if kind < pitfall and places:
-    return f'the {game.target} is seldom in the {rng.choice(places)}.'
-  if kind < pitfall + wrong and places:
-    return f'the {game.target} is usually in the {rng.choice(places)}.'
+  if kind < rule:
+    return usually(game.target, game.hidden['usual_type'])
+  if kind < rule + pitfall and places:
+    return seldom(game.target, rng.choice(places))
+  if rule + pitfall <= kind < rule + pitfall + wrong and places:
+    return usually(game.target, rng.choice(places))
   return game.hidden['guidance']
 
 
@@ -52,7 +55,7 @@ def demonstrate(game: Game, seed: int, *, max_steps: int, random_actions: float,
   rng = random.Random(seed)
   env = AlfworldEnv({game.game_id: game})
   context = env.reset(Task('alfworld', game.game_id, game.split, seed))
-  expert = ExploringExpert(seed)
+  expert = ExploringExpert(host_seed(seed, 'expert'))
   expert.begin(context.goal, context.observation, guidance)
   observation = context.observation
   observations, actions, is_expert = [], [], []
@@ -73,32 +76,53 @@ def demonstrate(game: Game, seed: int, *, max_steps: int, random_actions: float,
 
 
 def make_demonstrations(
+  households: Sequence[str],
   *,
-  households: int,
   games_per_household: int,
+  long_share: float,
   seed: int,
   small_fraction: float,
   guided: float,
+  rule: float,
   pitfall: float,
   wrong: float,
   wandering: float,
   random_actions: float,
   max_steps: int,
-) -> list[Demonstration]:
-  """Demonstrations over `households` households named clone-0, clone-1, ...; no other part of the project uses those."""
-  demonstrations = []
-  for h in range(households):
-    games = []
-    long_games = max(1, games_per_household // 8)
-    games += generate_games(f'clone-{h}', 'train', games_per_household - long_games, seed, small_fraction=small_fraction)
-    games += generate_games(f'clone-{h}', 'long_horizon', long_games, seed)
+) -> Iterator[list[Demonstration]]:
+  """Yields one household's demonstrations after the other.
+
+  Args:
+    households: their names; no other part of the project uses households whose names begin with "clone-".
+    games_per_household: how many each; `long_share` of them are long-horizon games.
+    seed: decides everything random, together with the game's id.
+    small_fraction: see `generate_games`.
+    guided, rule, pitfall, wrong: see `choose_guidance`.
+    wandering: share of demonstrations in which some actions are random, each with probability `random_actions`.
+    max_steps: a demonstration is cut there.
+  """
+  num_long = round(games_per_household * long_share)
+  for household in households:
+    games = generate_games(household, 'train', games_per_household - num_long, seed, small_fraction=small_fraction)
+    games += generate_games(household, 'long_horizon', num_long, seed, small_fraction=0.0)
+    demonstrations = []
     for game in games:
       game_seed = host_seed(seed, 'demonstration', game.game_id)
       rng = random.Random(game_seed)
-      guidance = choose_guidance(game, rng, guided, pitfall, wrong)
+      guidance = choose_guidance(game, rng, guided=guided, rule=rule, pitfall=pitfall, wrong=wrong)
       noise = random_actions if rng.random() < wandering else 0.0
       demonstrations.append(demonstrate(game, game_seed, max_steps=max_steps, random_actions=noise, guidance=guidance))
-  return demonstrations
+    yield demonstrations
+
+
+def texts_of(demonstrations: Sequence[Demonstration]) -> list[str]:
+  """What the tokenizer is trained on: everything that agent and policy will read or write, piece by piece as it is encoded."""
+  texts = []
+  for demonstration in demonstrations:
+    texts += [' ' + demonstration.context.goal, demonstration.context.observation, *demonstration.observations]
+    texts += [f' {action}' for action in demonstration.actions]
+    texts += [f' {demonstration.guidance}'] if demonstration.guidance else []
+  return texts
 
 
 def transcript(tokenizer: Tokenizer, demonstration: Demonstration) -> tuple[list[int], list[float]]:
@@ -143,7 +167,12 @@ def pack_transcripts(transcripts: Sequence[tuple[list[int], list[float]]], *, ro
     if place is None:
       place = len(rows)
       rows.append(
-        (np.zeros(row_tokens, np.int32), np.full(row_tokens, -1, np.int32), np.zeros(row_tokens, np.int32), np.zeros(row_tokens, np.float32))
+        (
+          np.zeros(row_tokens, np.int32),
+          np.full(row_tokens, -1, np.int32),
+          np.zeros(row_tokens, np.int32),
+          np.zeros(row_tokens, np.float32),
+        )
       )
       used.append(0)
       count.append(0)

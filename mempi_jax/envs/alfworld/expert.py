@@ -136,21 +136,20 @@ class ExploringExpert:
   # What to do about it.
 
   def _search_order(self, guidance: str) -> list[str]:
-    """All receptacles: the kinds in random order, likely ones before those that the goal needs and those that cannot hold the target."""
+    """All receptacles: the kinds in random order, those that cannot hold the target last."""
     goal = self.goal
     kinds = sorted({kind_of(name) for name in self.receptacles})
     self._rng.shuffle(kinds)
     text = guidance.lower()
     usual = re.findall(rf'the {goal.target} is usually in the (\w+)', text)
     seldom = re.findall(rf'the {goal.target} is seldom in the (\w+)', text)
-    part = {goal.destination, _TOOLS.get(goal.verb)}
 
     def rank(kind: str) -> int:
       if kind in usual:
         return 0
       if goal.target not in _HOLDS.get(kind, ()):
-        return 4
-      return 2 if kind in part else 3 if kind in seldom else 1
+        return 3
+      return 2 if kind in seldom else 1
 
     kinds.sort(key=rank)
     return [name for kind in kinds for name in self.receptacles if kind_of(name) == kind]

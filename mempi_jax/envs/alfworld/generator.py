@@ -28,11 +28,11 @@ RELIABILITY = 0.9  # how often a reliable kind is where it usually is; an unreli
 USUAL_PRESENT = {'small': 0.6, 'large': 0.95}  # how often a room has the receptacle type of the household's rule
 ROOM_WEIGHTS = {'kitchen': 0.4, 'bedroom': 0.2, 'bathroom': 0.15, 'livingroom': 0.25}
 TASK_WEIGHTS = {
-  'pick_and_place_simple': 0.42,
-  'look_at_obj_in_light': 0.14,
-  'pick_clean_then_place_in_recep': 0.14,
-  'pick_heat_then_place_in_recep': 0.12,
-  'pick_cool_then_place_in_recep': 0.12,
+  'pick_and_place_simple': 0.3,
+  'look_at_obj_in_light': 0.2,
+  'pick_clean_then_place_in_recep': 0.16,
+  'pick_heat_then_place_in_recep': 0.14,
+  'pick_cool_then_place_in_recep': 0.14,
   'pick_two_obj_and_place': 0.06,
 }
 LONG_TASK_WEIGHTS = {
@@ -160,7 +160,10 @@ def _generate_game(household: str, split: str, seed: int, index: int, small_frac
     kind = habit.usual
     if kind not in allowed or not habit.reliable or rng.random() >= RELIABILITY:
       kind = rng.choice(allowed)
-    return kind, rng.randint(1, counts[kind])
+    number = 1
+    while number < counts[kind] and rng.random() < 0.4:  # the first drawer is more used than the third
+      number += 1
+    return kind, number
 
   contents: list[tuple[str, tuple[str, int]]] = [(goal.target, place(candidates, habit))]
   if goal.task_type == 'pick_two_obj_and_place':
@@ -234,7 +237,7 @@ def _furnish(household: str, goal: Goal, size: str, rng: random.Random) -> tuple
     chosen = []
   spare = [kind for kind in able if kind != usual]
   rng.shuffle(spare)
-  num_candidates = min(rng.randint(2, 3) if size == 'small' else rng.randint(5, 7), len(able))
+  num_candidates = min(rng.randint(2, 3) if size == 'small' else rng.randint(6, 7), len(able))
   if size == 'small':
     num_candidates = min(num_candidates, 5 - len(needed))
   chosen += spare[: num_candidates - len(chosen)]
@@ -245,10 +248,14 @@ def _furnish(household: str, goal: Goal, size: str, rng: random.Random) -> tuple
   if size == 'large':
     fillers = [kind for kind in most if kind not in counts]
     rng.shuffle(fillers)
-    counts |= dict.fromkeys(fillers[: max(0, rng.randint(7, 8) - len(counts))], 1)
-    for kind in counts:
-      if kind not in needed or most[kind] <= 2:
-        counts[kind] = most[kind] if rng.random() < 0.7 else 1
+    counts |= dict.fromkeys(fillers[: max(0, 8 - len(counts))], 1)
+    several = [kind for kind in counts if most[kind] > 1]
+    wanted = rng.randint(13, 16)
+    while sum(counts.values()) < wanted and several:
+      kind = rng.choice(several)
+      counts[kind] += 1
+      if counts[kind] == most[kind]:
+        several.remove(kind)
   return counts, sorted(chosen)
 
 

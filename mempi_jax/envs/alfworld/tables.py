@@ -94,14 +94,14 @@ TOOLS = {
 # Our rooms [O]: receptacle type -> how many a large room has at most, and the kinds that goals ask for.
 ROOMS: dict[str, dict[str, int]] = {
   'kitchen': {
-    'Cabinet': 3, 'CounterTop': 2, 'DiningTable': 1, 'Drawer': 2, 'Fridge': 1, 'GarbageCan': 1, 'Microwave': 1, 'Shelf': 2, 'SideTable': 1,
-    'SinkBasin': 1, 'StoveBurner': 2,
+    'Cabinet': 4, 'CounterTop': 3, 'DiningTable': 2, 'Drawer': 4, 'Fridge': 1, 'GarbageCan': 1, 'Microwave': 1, 'Shelf': 3, 'SideTable': 2,
+    'SinkBasin': 1, 'StoveBurner': 4,
   },
-  'bedroom': {'ArmChair': 1, 'Bed': 1, 'Desk': 1, 'Drawer': 2, 'Dresser': 1, 'GarbageCan': 1, 'Safe': 1, 'Shelf': 2, 'SideTable': 2},
-  'bathroom': {'Cabinet': 2, 'Cart': 1, 'CounterTop': 1, 'Drawer': 2, 'GarbageCan': 1, 'Shelf': 2, 'SideTable': 1, 'SinkBasin': 1, 'Toilet': 1},
+  'bedroom': {'ArmChair': 2, 'Bed': 1, 'Desk': 2, 'Drawer': 4, 'Dresser': 2, 'GarbageCan': 1, 'Safe': 1, 'Shelf': 4, 'SideTable': 3},
+  'bathroom': {'Cabinet': 4, 'Cart': 2, 'CounterTop': 2, 'Drawer': 4, 'GarbageCan': 2, 'Shelf': 3, 'SideTable': 2, 'SinkBasin': 2, 'Toilet': 1},
   'livingroom': {
-    'ArmChair': 2, 'Cabinet': 2, 'CoffeeTable': 1, 'DiningTable': 1, 'Drawer': 2, 'Dresser': 1, 'Ottoman': 1, 'Safe': 1, 'Shelf': 2,
-    'SideTable': 1, 'Sofa': 1,
+    'ArmChair': 2, 'Cabinet': 4, 'CoffeeTable': 2, 'DiningTable': 2, 'Drawer': 4, 'Dresser': 2, 'Ottoman': 2, 'Safe': 1, 'Shelf': 4,
+    'SideTable': 2, 'Sofa': 2,
   },
 }  # fmt: skip
 LAMP_PLACE = {'bedroom': 'Desk', 'livingroom': 'SideTable'}

@@ -1,0 +1,55 @@
+"""The frozen agent of the ALFWorld experiments.
+
+python -m mempi_jax.clone --config=configs/alfworld_agent.py --workdir=mempi_jax/assets/alfworld_agent
+"""
+
+from ml_collections import ConfigDict
+
+from mempi_jax.runtime.optim import optimizer_fields
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+  config.seed = 0
+  config.model = 'tiny'
+  config.tokenizer = ConfigDict({'vocab_size': 768, 'num_phrases': 160})
+
+  config.demonstrations = ConfigDict(
+    {
+      'households': 120,
+      'games_per_household': 100,
+      'long_share': 0.1,
+      'small_fraction': 0.35,
+      'guided': 0.4,
+      'rule': 0.2,
+      'pitfall': 0.15,
+      'wrong': 0.1,
+      'wandering': 0.5,
+      'random_actions': 0.15,
+      'max_steps': 26,
+    }
+  )
+
+  config.train = ConfigDict({'num_steps': 800, 'batch_rows': 16, 'row_tokens': 512})
+  config.optimizer = optimizer_fields()
+  config.optimizer.name = 'muon'
+  config.optimizer.learning_rate = 4e-3
+  config.optimizer.schedule = 'cosine'
+  config.optimizer.warmup = '20 steps'
+  config.optimizer.end_factor = 0.05
+
+  # Households that nothing was cloned in.
+  config.measure = ConfigDict(
+    {
+      'households': ('dev-0', 'dev-1'),
+      'games': 300,
+      'small_fraction': 0.4,
+      'max_steps': 10,
+      'max_steps_long': 24,
+      'batch_size': 256,
+      'context_length': 512,
+      'max_action_tokens': 12,
+      'temperature': 1.0,
+    }
+  )
+  return config
