@@ -11,6 +11,7 @@ What the engine does that one would not guess, and that is kept:
 - An object may stand in several receptacles at once; taking it from one leaves it in the others.
 - `look` lists, "next to" the receptacles in front of you, each object of this spot once for every receptacle here that it was taken from.
 - `slice` works on whatever was put down at this spot, inside closed receptacles too, and heating does not need an open microwave.
+- Only the object in the hand can be examined, beside receptacles: the rule for other objects names a type that does not exist.
 - A lamp can only ever be turned on.
 """
 
@@ -90,7 +91,6 @@ class Simulator:
     commands = ['help', 'inventory', 'look']
     commands += [f'go to {names[r]}' for r, place in problem.location.items() if place != here]
     held = self.held
-    seen: set[int] = set() if held is None else {held}
     kind = None if held is None else problem.object_type.get(held)
     for r in problem.at.get(here, ()):
       name = names[r]
@@ -102,7 +102,6 @@ class Simulator:
       inner = self.contents[r]
       commands += [f'use {names[o]}' for o in inner & problem.toggleable]
       if reachable:
-        seen |= inner
         if held is None:
           commands += [f'take {names[o]} from {name}' for o in inner & problem.pickupable]
         elif kind and (problem.receptacle_type.get(r), kind) in problem.can_contain:
@@ -111,7 +110,8 @@ class Simulator:
         for verb, _, receptacle_type, able, _, _ in _TREATMENTS:
           if problem.receptacle_type.get(r) == receptacle_type and held in getattr(problem, able):
             commands.append(f'{verb} {names[held]} with {name}')
-    commands += [f'examine {names[o]}' for o in seen]
+    if held is not None:
+      commands.append(f'examine {names[held]}')
     if held in problem.knives:
       commands += [
         f'slice {names[o]} with {names[held]}' for o in problem.sliceable if here in self.object_locations.get(o, ()) and o != held
@@ -216,10 +216,9 @@ class Simulator:
     thing = problem.entity.get(f'{words[1]} {words[2]}')
     if thing is None:
       return None
-    here = problem.at.get(self.location, ())
-    if thing in here:
+    if thing in problem.at.get(self.location, ()):
       return self._describe(thing)
-    if thing != self.held and not any(thing in self.contents[r] and self._reachable(r) for r in here):
+    if thing != self.held:
       return None
     name, states = problem.names[thing], self.states
     if thing in problem.receptacle_objects:
