@@ -23,30 +23,35 @@ CHUNK_BUCKETS = (1, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 def bucket(size: int, buckets: Sequence[int]) -> int:
-  """The smallest bucket that holds `size`; a ValueError says so when none does."""
+  """The smallest bucket that holds `size`; beyond the largest, the next multiple of it."""
   for candidate in buckets:
     if size <= candidate:
       return candidate
-  raise ValueError(f'{size} tokens do not fit the largest bucket of {buckets[-1]}')
+  return -(-size // buckets[-1]) * buckets[-1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-  """What one call sampled, a row: the tokens (with the stop token, if it came) and their log-probs under the model."""
+  """What one call sampled, a row: the tokens (with the stop token, if it came) and their log-probs under the model.
+
+  `stop_logps` are the log-probs of the stop token where the row's last token was drawn: what closing the row there would have cost.
+  """
 
   tokens: list[list[int]]
   logps: list[list[float]]
+  stop_logps: list[float]
 
 
 def sample(logits: jax.Array, seeds: jax.Array, positions: jax.Array, temperature: jax.Array) -> jax.Array:
   """One token a row: logits f32[B, V], seeds u32[B], positions i32[B], temperature f32[] (0: greedy) -> i32[B].
 
-  Inverse transform sampling: one uniform number a row, from the row's own seed and position.
+  Inverse transform sampling: one uniform number in [0, 1) a row, from the row's own seed and position. Token i is drawn where
+  cumulative[i - 1] <= uniform < cumulative[i], so a token whose probability is 0 never is.
   """
   uniform = jax.vmap(lambda seed, position: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), position)))(seeds, positions)
   scaled = logits / jnp.maximum(temperature, 1e-6)
   cumulative = jnp.cumsum(jax.nn.softmax(scaled, axis=-1), axis=-1)
-  drawn = jnp.sum(cumulative < uniform[:, None] * cumulative[:, -1:], axis=-1)
+  drawn = jnp.sum(cumulative <= uniform[:, None] * cumulative[:, -1:], axis=-1)
   drawn = jnp.minimum(drawn, logits.shape[-1] - 1)
   return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
 
@@ -71,9 +76,11 @@ def _decode(config, params, cache, lengths, logits, active, seeds, temperature, 
     return (i < limit) & ~jnp.all(done)
 
   def step(state):
-    i, done, cache, lengths, logits, tokens, logps, counts = state
+    i, done, cache, lengths, logits, tokens, logps, stop_logps, counts = state
     token = sample(logits, seeds, lengths, temperature)
-    logp = jax.nn.log_softmax(logits, axis=-1)[jnp.arange(batch), token]
+    all_logps = jax.nn.log_softmax(logits, axis=-1)
+    logp = all_logps[jnp.arange(batch), token]
+    stop_logps = jnp.where(done, stop_logps, all_logps[:, stop])
     tokens = tokens.at[:, i].set(jnp.where(done, 0, token))
     logps = logps.at[:, i].set(jnp.where(done, 0.0, logp))
     counts = counts + ~done
@@ -85,11 +92,12 @@ def _decode(config, params, cache, lengths, logits, active, seeds, temperature, 
 
     cache, logits = jax.lax.cond(jnp.all(done), lambda cache, logits: (cache, logits), feed, cache, logits)
     # A finished row's write lands one past its end, where its next chunk overwrites it.
-    return i + 1, done, cache, lengths + ~done, logits, tokens, logps, counts
+    return i + 1, done, cache, lengths + ~done, logits, tokens, logps, stop_logps, counts
 
-  start = (0, ~active, cache, lengths, logits, jnp.zeros((batch, max_new), jnp.int32), jnp.zeros((batch, max_new)), jnp.zeros(batch, jnp.int32))
-  _, _, cache, lengths, _, tokens, logps, counts = jax.lax.while_loop(keep_going, step, start)
-  return cache, lengths, tokens, logps, counts
+  tokens, logps = jnp.zeros((batch, max_new), jnp.int32), jnp.zeros((batch, max_new))
+  start = (0, ~active, cache, lengths, logits, tokens, logps, jnp.zeros(batch), jnp.zeros(batch, jnp.int32))
+  _, _, cache, lengths, _, tokens, logps, stop_logps, counts = jax.lax.while_loop(keep_going, step, start)
+  return cache, lengths, tokens, logps, stop_logps, counts
 
 
 class Rows:
@@ -106,7 +114,8 @@ class Rows:
     `headroom` tokens must fit behind it. Raises ValueError, naming the row, when they do not.
     """
     counts = np.array([len(chunk) for chunk in chunks], np.int32)
-    over = np.flatnonzero(self.lengths + counts + headroom > self.max_length)
+    # A row that rests needs no room: it may be as full as it likes.
+    over = np.flatnonzero((counts > 0) & (self.lengths + counts + headroom > self.max_length))
     if over.size:
       row = int(over[0])
       raise ValueError(
@@ -117,7 +126,7 @@ class Rows:
     for row, ids in enumerate(chunks):
       chunk[row, : len(ids)] = ids
     logits, self.cache = _prefill(
-      self.config, self.params, self.cache, self.lengths.copy(), chunk, counts, read=self._read(int((self.lengths + counts).max()))
+      self.config, self.params, self.cache, self.lengths.copy(), chunk, counts, read=self._read(self.lengths + counts, counts > 0)
     )
     self.lengths = self.lengths + counts
     return logits
@@ -131,7 +140,7 @@ class Rows:
     """
     active = np.array([len(chunk) > 0 for chunk in chunks])
     logits = self.prefill(chunks, headroom=max_new)
-    self.cache, lengths, tokens, logps, counts = _decode(
+    self.cache, lengths, tokens, logps, stop_logps, counts = _decode(
       self.config,
       self.params,
       self.cache,
@@ -142,7 +151,7 @@ class Rows:
       np.float32(temperature),
       np.int32(stop),
       np.int32(max_new),
-      read=self._read(int(self.lengths.max()) + max_new),
+      read=self._read(self.lengths + max_new, active),
       max_new=max_new,
     )
     self.lengths = np.array(lengths)
@@ -151,7 +160,9 @@ class Rows:
       row = int(np.argwhere(~np.isfinite(logps))[0][0])
       raise FloatingPointError(f'the model gave non-finite log-probs for row {row}: its parameters are broken')
     return Generated(
-      [tokens[row, : counts[row]].tolist() for row in range(len(chunks))], [logps[row, : counts[row]].tolist() for row in range(len(chunks))]
+      tokens=[tokens[row, : counts[row]].tolist() for row in range(len(chunks))],
+      logps=[logps[row, : counts[row]].tolist() for row in range(len(chunks))],
+      stop_logps=np.asarray(stop_logps).tolist(),
     )
 
   def select(self, rows: Sequence[int]) -> None:
@@ -160,5 +171,7 @@ class Rows:
     self.cache = jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), self.cache)
     self.lengths = self.lengths[index]
 
-  def _read(self, needed: int) -> int:
-    return min(self.max_length, -(-needed // READ_BUCKET) * READ_BUCKET)
+  def _read(self, needed: np.ndarray, active: np.ndarray) -> int:
+    """How much of the cache must be attended to, so that every active row sees all of itself."""
+    longest = int(np.max(needed, where=active, initial=1))
+    return min(self.max_length, -(-longest // READ_BUCKET) * READ_BUCKET)

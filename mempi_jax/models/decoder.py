@@ -8,6 +8,7 @@ cache (generation). Axes: B rows, T tokens, S cache, V vocab, D embed, N heads, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -163,6 +164,7 @@ class Decoder(nn.Module):
     return flat.reshape(*hidden.shape[:-1], self.config.vocab_size)
 
 
+@functools.partial(jax.jit, static_argnames='config')
 def init_params(config: DecoderConfig, key: jax.Array) -> Any:
   """Random parameters of a decoder."""
   tokens = jnp.zeros((1, 2), jnp.int32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from mempi_jax.models.decoder import DecoderConfig, init_params
+from mempi_jax.runtime import files
 
 PRESETS = {
   # The quick start's language model: 0.5 M parameters besides the embedding's 0.13 M.
@@ -31,27 +32,32 @@ def preset(name: str, vocab_size: int) -> DecoderConfig:
 
 
 def save_model(folder: str | Path, config: DecoderConfig, params: Any, dtype: str = 'float32') -> None:
-  """Writes config.json and model.safetensors; `dtype` float16 halves the file (weights are read back as float32)."""
+  """Writes config.json and model.safetensors, each atomically; `dtype` float16 halves the file (weights are read back as float32)."""
   folder = Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
   flat = {'/'.join(path): np.ascontiguousarray(np.asarray(leaf, dtype)) for path, leaf in flatten_dict(params).items()}
-  partial = folder / 'model.safetensors.partial'
-  save_file(flat, partial)
-  partial.rename(folder / 'model.safetensors')
-  (folder / 'config.json').write_text(json.dumps(dataclasses.asdict(config), indent=1) + '\n', encoding='utf-8')
+  files.write_bytes(folder / 'model.safetensors', save(flat))
+  files.write_json(folder / 'config.json', dataclasses.asdict(config))
 
 
 def load_model(folder: str | Path) -> tuple[DecoderConfig, Any]:
   """Reads what `save_model` wrote, as float32.
 
-  Raises FileNotFoundError naming the missing file, ValueError naming a tensor that is missing, unknown or of another shape.
+  Raises FileNotFoundError naming the missing file, ValueError naming a broken file, or a tensor that is missing, unknown or of
+  another shape.
   """
   folder = Path(folder)
   for name in ('config.json', 'model.safetensors'):
     if not (folder / name).is_file():
       raise FileNotFoundError(f'no checkpoint at {folder}: {name} is missing')
-  config = DecoderConfig(**json.loads((folder / 'config.json').read_text(encoding='utf-8')))
-  flat = load_file(folder / 'model.safetensors')
+  fields = files.read_json(folder / 'config.json')
+  names = [field.name for field in dataclasses.fields(DecoderConfig)]
+  if not isinstance(fields, dict) or sorted(fields) != sorted(names):
+    raise ValueError(f'{folder}/config.json: expected the fields {", ".join(names)}, found {", ".join(fields)}')
+  config = DecoderConfig(**fields)
+  try:
+    flat = load_file(folder / 'model.safetensors')
+  except SafetensorError as error:
+    raise ValueError(f'{folder}/model.safetensors: not a safetensors file, or a damaged one: {error}') from None
   expected = {'/'.join(path): leaf.shape for path, leaf in flatten_dict(jax.eval_shape(lambda: init_params(config, jax.random.key(0)))).items()}
   for name in sorted(set(expected) | set(flat)):
     found = flat[name].shape if name in flat else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from mempi_jax.models.decoder import Decoder, DecoderConfig
 from mempi_jax.models.presets import load_model, save_model
 from mempi_jax.policy.template import policy_prompt
 from mempi_jax.policy.tokenizer import Tokenizer
+from mempi_jax.runtime import files
+from mempi_jax.runtime.rng import host_seed
 from mempi_jax.types import Context, Decision, Guidance, Task
 
 BATCH = 64  # contexts a forward pass: one compiled shape for any number of contexts
@@ -39,6 +40,8 @@ class GuidancePolicy:
   """π_mem with its tokenizer. P(GENERATE | x) = sigmoid(l): the decision is between its two tokens alone [O]."""
 
   def __init__(self, config: DecoderConfig, params: Any, tokenizer: Tokenizer, *, max_prompt: int, max_content: int):
+    if tokenizer.vocab_size > config.vocab_size:
+      raise ValueError(f'the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: they do not belong together')
     self.config, self.params, self.tokenizer = config, params, tokenizer
     self.max_prompt, self.max_content = max_prompt, max_content
 
@@ -50,7 +53,10 @@ class GuidancePolicy:
     return ids
 
   def decision_logits(self, contexts: Sequence[Context]) -> np.ndarray:
-    """l = logit[GENERATE] − logit[ABSTAIN] for each context, f32[len(contexts)]."""
+    """l = logit[GENERATE] − logit[ABSTAIN] for each context, f32[len(contexts)].
+
+    Raises ValueError for a context that is too long, FloatingPointError for parameters that give no finite number.
+    """
     prompts = [self.prompt(context) for context in contexts]
     logits = []
     for start in range(0, len(prompts), BATCH):
@@ -63,14 +69,43 @@ class GuidancePolicy:
         self.config, self.params, tokens, last, generate_id=self.tokenizer.generate, abstain_id=self.tokenizer.abstain
       )
       logits.append(np.asarray(out)[: len(part)])
-    return np.concatenate(logits) if logits else np.zeros(0, np.float32)
+    decisions = np.concatenate(logits) if logits else np.zeros(0, np.float32)
+    if not np.isfinite(decisions).all():
+      row = int(np.flatnonzero(~np.isfinite(decisions))[0])
+      raise FloatingPointError(f'the decision logit of task {contexts[row].task.task_id!r} is {decisions[row]}: the parameters are broken')
+    return decisions
+
+  def p_generate(self, contexts: Sequence[Context]) -> np.ndarray:
+    """P(GENERATE | x) = sigmoid(l) for each context, f64[len(contexts)]."""
+    return np.exp(-np.logaddexp(0.0, -self.decision_logits(contexts).astype(np.float64)))
 
   def contents(self, contexts: Sequence[Context], seeds: Sequence[int], *, branches: int, temperature: float) -> list[list[Guidance]]:
-    """Content after a forced `[GENERATE]`: `branches` samples a context, branch k drawn with the context's seed + k.
+    """Content after a forced `[GENERATE]`: `branches` samples a context, branch k drawn with a mix of the context's seed and k.
 
-    The prompt is computed once and fanned out to its branches. Guidance.logps are those under this policy at temperature 1.
+    The prompt is computed once and fanned out to its branches. Guidance.logps are those under this policy at temperature 1, of the
+    content and of the end-of-sequence, whichever way the content ended.
     """
-    p_generate = 1.0 / (1.0 + np.exp(-self.decision_logits(contexts).astype(np.float64)))
+    return self._write(contexts, seeds, self.p_generate(contexts), branches=branches, temperature=temperature)
+
+  def answer(self, contexts: Sequence[Context], *, threshold: float, temperature: float = 0.0, seed: int = 0) -> list[Guidance]:
+    """The policy's own guidance: it generates where P(GENERATE | x) >= threshold, and abstains elsewhere.
+
+    A threshold of 0 always generates, one above 1 never does. Where it samples, the same seed and task give the same content,
+    whatever else is asked.
+    """
+    p_generate = self.p_generate(contexts)
+    speaking = [i for i, p in enumerate(p_generate) if p >= threshold]
+    asked = [contexts[i] for i in speaking]
+    seeds = [host_seed(seed, 'answer', context.task.env, context.task.task_id, context.task.seed) for context in asked]
+    contents = self._write(asked, seeds, p_generate[speaking], branches=1, temperature=temperature)
+    spoken = {i: group[0] for i, group in zip(speaking, contents, strict=True)}
+    return [spoken.get(i, Guidance(Decision.ABSTAIN, p_generate=float(p), source='mempi')) for i, p in enumerate(p_generate)]
+
+  def _write(
+    self, contexts: Sequence[Context], seeds: Sequence[int], p_generate: np.ndarray, *, branches: int, temperature: float
+  ) -> list[list[Guidance]]:
+    if len(contexts) != len(seeds):
+      raise ValueError(f'{len(contexts)} contexts and {len(seeds)} seeds: expected one seed a context')
     results: list[list[Guidance]] = []
     for start in range(0, len(contexts), BATCH):
       part = contexts[start : start + BATCH]
@@ -80,53 +115,55 @@ class GuidancePolicy:
       rows.prefill([self.prompt(context) for context in part] + [[]] * spare)
       rows.select(np.repeat(np.arange(BATCH), branches))
       chunks = [[self.tokenizer.generate]] * (len(part) * branches) + [[]] * (spare * branches)
-      part_seeds = [seed + k for seed in seeds[start : start + BATCH] for k in range(branches)] + [0] * (spare * branches)
+      part_seeds = [host_seed(seed, 'branch', k) for seed in seeds[start : start + BATCH] for k in range(branches)]
+      part_seeds += [0] * (spare * branches)
       out = rows.generate(chunks, part_seeds, max_new=self.max_content + 1, stop=self.tokenizer.eos, temperature=temperature)
       for i in range(len(part)):
         group = []
-        for tokens, logps in list(zip(out.tokens, out.logps, strict=True))[i * branches : (i + 1) * branches]:
+        for row in range(i * branches, (i + 1) * branches):
           # Content that ran out of room is cut and closed: it is scored as written, and its length counts in full.
-          if tokens[-1] == self.tokenizer.eos:
-            content, logps = tokens[:-1], tuple(logps)
-          else:
-            content, logps = tokens[: self.max_content], tuple(logps[: self.max_content])
+          content = out.tokens[row][: self.max_content] if out.tokens[row][-1] != self.tokenizer.eos else out.tokens[row][:-1]
+          logps = (*out.logps[row][: len(content)], out.stop_logps[row])
           text = ' '.join(self.tokenizer.decode(content).split())
           group.append(Guidance(Decision.GENERATE, text, tuple(content), logps, float(p_generate[start + i]), 'mempi'))
         results.append(group)
     return results
-
-  def answer(self, contexts: Sequence[Context], *, threshold: float, temperature: float = 0.0, seed: int = 0) -> list[Guidance]:
-    """The policy's own guidance: it generates where P(GENERATE | x) >= threshold, and abstains elsewhere."""
-    p_generate = 1.0 / (1.0 + np.exp(-self.decision_logits(contexts).astype(np.float64)))
-    speaking = [i for i, p in enumerate(p_generate) if p >= threshold]
-    contents = self.contents([contexts[i] for i in speaking], [seed] * len(speaking), branches=1, temperature=temperature)
-    spoken = {i: group[0] for i, group in zip(speaking, contents, strict=True)}
-    return [spoken.get(i, Guidance(Decision.ABSTAIN, p_generate=float(p), source='mempi')) for i, p in enumerate(p_generate)]
 
   def guide(self, *, goal: str, observation: str, threshold: float = 0.5) -> Guidance:
     """Guidance for one context given as text; control tokens in it are plain text."""
     context = Context(Task('', '', '', 0), goal, observation)
     return self.answer([context], threshold=threshold)[0]
 
+  def with_params(self, params: Any) -> GuidancePolicy:
+    """The same policy with other parameters."""
+    return GuidancePolicy(self.config, params, self.tokenizer, max_prompt=self.max_prompt, max_content=self.max_content)
+
   def save(self, folder: str | Path) -> None:
     """Writes weights, configuration and tokenizer to a folder that `load_policy` reads."""
     save_model(folder, self.config, self.params)
     self.tokenizer.save(folder)
     settings = {'max_prompt': self.max_prompt, 'max_content': self.max_content}
-    (Path(folder) / 'policy.json').write_text(json.dumps(settings) + '\n', encoding='utf-8')
+    files.write_json(Path(folder) / 'policy.json', settings)  # last: a folder with it is whole
 
   def fingerprint(self) -> str:
-    """A hash of the parameters."""
+    """A hash of everything that decides what this policy says: parameters, shape, tokenizer and limits."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(self.params):
       digest.update(np.asarray(leaf).tobytes())
+    digest.update(repr((self.config, self.tokenizer.fingerprint(), self.max_prompt, self.max_content)).encode())
     return digest.hexdigest()[:16]
 
 
 def load_policy(folder: str | Path) -> GuidancePolicy:
-  """A policy from a folder that `GuidancePolicy.save` wrote; a FileNotFoundError names what is missing."""
-  settings = Path(folder) / 'policy.json'
-  if not settings.is_file():
+  """A policy from a folder that `GuidancePolicy.save` wrote.
+
+  Raises FileNotFoundError naming what is missing, ValueError naming a file that is broken or does not fit the others.
+  """
+  path = Path(folder) / 'policy.json'
+  if not path.is_file():
     raise FileNotFoundError(f'no guidance policy at {folder}: expected policy.json beside config.json and model.safetensors')
   config, params = load_model(folder)
-  return GuidancePolicy(config, params, Tokenizer.load(folder), **json.loads(settings.read_text(encoding='utf-8')))
+  settings = files.read_json(path)
+  if not isinstance(settings, dict) or sorted(settings) != ['max_content', 'max_prompt']:
+    raise ValueError(f'{path}: expected the fields max_content and max_prompt, found {settings!r:.200}')
+  return GuidancePolicy(config, params, Tokenizer.load(folder), **settings)

@@ -25,11 +25,17 @@ def plain(text: str) -> str:
   return ' '.join(text.split())
 
 
+def observation_line(text: str) -> str:
+  """An observation as a line of its own; one that begins as a turn or as guidance does is moved by a space, so that it is neither."""
+  line = plain(text)
+  return ' ' + line if line.startswith((TURN, GUIDANCE)) else line
+
+
 def opening(tokenizer: Tokenizer, context: Context) -> list[int]:
   """The shared beginning of both prompts: the goal and the observation."""
   newline = tokenizer.encode(NEWLINE)
   goal = tokenizer.encode(GOAL) + tokenizer.encode(' ' + plain(context.goal))
-  return [tokenizer.bos, *goal, *newline, *tokenizer.encode(plain(context.observation)), *newline]
+  return [tokenizer.bos, *goal, *newline, *tokenizer.encode(observation_line(context.observation)), *newline]
 
 
 def policy_prompt(tokenizer: Tokenizer, context: Context) -> list[int]:
@@ -52,7 +58,7 @@ def agent_prompt(tokenizer: Tokenizer, context: Context, guidance: Guidance) -> 
 
 def agent_turn(tokenizer: Tokenizer, observation: str) -> list[int]:
   """What the environment's answer adds to the agent's transcript, up to its next action."""
-  return [*tokenizer.encode(plain(observation)), *tokenizer.encode(NEWLINE), *tokenizer.encode(TURN)]
+  return [*tokenizer.encode(observation_line(observation)), *tokenizer.encode(NEWLINE), *tokenizer.encode(TURN)]
 
 
 def action_tokens(tokenizer: Tokenizer, action: str) -> list[int]:
@@ -64,5 +70,6 @@ def template_hash() -> str:
   """Changes when a prompt template does: part of every run's manifest."""
   import inspect
 
-  source = ''.join(inspect.getsource(f) for f in (plain, opening, policy_prompt, content_tokens, agent_prompt, agent_turn, action_tokens))
+  functions = (plain, observation_line, opening, policy_prompt, content_tokens, agent_prompt, agent_turn, action_tokens)
+  source = ''.join(inspect.getsource(f) for f in functions)
   return hashlib.sha256((source + repr((GOAL, GUIDANCE, TURN, NEWLINE))).encode()).hexdigest()[:16]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
+
+from mempi_jax.runtime import files
 
 PAD, BOS, EOS, GENERATE, ABSTAIN = CONTROL_TOKENS = ('[PAD]', '[BOS]', '[EOS]', '[GENERATE]', '[ABSTAIN]')
 _PIECE = re.compile(r'[A-Za-z]+|\d+|[^A-Za-z\d]+')
@@ -62,6 +63,10 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, num_phrases: int) -> 
   return Tokenizer(backend)
 
 
+def _without_surrogates(text: str) -> str:
+  return text.encode('utf-8', 'replace').decode('utf-8')
+
+
 class Tokenizer:
   """Text to ids and back. `encode` treats everything, control tokens included, as plain text."""
 
@@ -78,26 +83,38 @@ class Tokenizer:
 
   @classmethod
   def load(cls, folder: str | Path) -> Tokenizer:
-    """Reads `tokenizer.json` in a folder; a FileNotFoundError names it when it is absent."""
+    """Reads `tokenizer.json` in a folder; a FileNotFoundError names it when it is absent, a ValueError when it is broken."""
     path = Path(folder) / 'tokenizer.json'
     if not path.is_file():
       raise FileNotFoundError(f'no tokenizer at {path}: expected a tokenizer.json in Hugging Face format')
-    return cls(tokenizers.Tokenizer.from_file(str(path)))
+    try:
+      backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001  the library raises nothing narrower
+      raise ValueError(f'{path}: not a tokenizer in Hugging Face format: {error}') from None
+    return cls(backend)
 
   def save(self, folder: str | Path) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer reads."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    self.backend.save(str(folder / 'tokenizer.json'))
-    config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'pad_token': PAD, 'bos_token': BOS, 'eos_token': EOS}
-    (folder / 'tokenizer_config.json').write_text(json.dumps(config, indent=1) + '\n', encoding='utf-8')
+    config = {
+      'tokenizer_class': 'PreTrainedTokenizerFast',
+      'pad_token': PAD,
+      'bos_token': BOS,
+      'eos_token': EOS,
+      'split_special_tokens': True,  # there too, "[ABSTAIN]" in a text is plain text
+      'clean_up_tokenization_spaces': False,
+    }
+    files.write_text(Path(folder) / 'tokenizer.json', self.backend.to_str(pretty=True) + '\n')
+    files.write_json(Path(folder) / 'tokenizer_config.json', config)
 
   def encode(self, text: str) -> tuple[int, ...]:
-    """Ids of a text, never a control token's. Repeated texts (observations repeat a lot) are looked up."""
+    """Ids of a text, never a control token's. Repeated texts (observations repeat a lot) are looked up.
+
+    Lone surrogates, which are no characters, become question marks; any other text comes back from `decode` as it was.
+    """
     if text not in self._cache:
       if len(self._cache) >= 100_000:
         self._cache.clear()
-      self._cache[text] = tuple(self.backend.encode(text, add_special_tokens=False).ids)
+      self._cache[text] = tuple(self.backend.encode(_without_surrogates(text), add_special_tokens=False).ids)
     return self._cache[text]
 
   def decode(self, ids: Sequence[int]) -> str:
