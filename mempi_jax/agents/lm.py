@@ -34,6 +34,8 @@ class LMAgent:
     max_action_tokens: int,
     temperature: float,
   ):
+    if tokenizer.vocab_size > config.vocab_size:
+      raise ValueError(f'the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: they do not belong together')
     self.config, self.params, self.tokenizer = config, params, tokenizer
     self.context_length, self.max_action_tokens, self.temperature = context_length, max_action_tokens, temperature
 
@@ -42,7 +44,8 @@ class LMAgent:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(self.params):
       digest.update(np.asarray(leaf).tobytes())
-    digest.update(repr((self.config, self.tokenizer.fingerprint(), self.context_length, self.max_action_tokens, self.temperature)).encode())
+    limits = (self.context_length, self.max_action_tokens, self.temperature)
+    digest.update(repr((self.config, self.tokenizer.fingerprint(), *limits)).encode())
     return digest.hexdigest()[:16]
 
   def begin(self, contexts: Sequence[Context], guidances: Sequence[Guidance], seeds: Sequence[int]) -> LMAgentSession:
@@ -101,8 +104,9 @@ class LMAgentSession:
     while size > BATCH_BUCKETS[0] and len(alive) <= size // 2:
       size //= 2
     if size < len(self.slots):
-      keep = [row for row, episode in enumerate(self.slots) if episode in set(alive)]
-      spare = [row for row in range(len(self.slots)) if row not in set(keep)][: size - len(keep)]
+      running = set(alive)
+      keep = [row for row, episode in enumerate(self.slots) if episode in running]
+      spare = [row for row, episode in enumerate(self.slots) if episode not in running][: size - len(keep)]
       self.rows.select(keep + spare)
       self.slots = [self.slots[row] for row in keep] + [-1] * len(spare)
 

@@ -28,7 +28,7 @@ class PackedRow:
 def pack(rows: Sequence[PackedRow], tokenizer: Tokenizer, *, num_rows: int, row_tokens: int, branches: int, max_content: int) -> TrainBatch:
   """Packs rows into fixed shapes: T = row_tokens, C = branches · (max_content + 1); missing rows are invalid and masked.
 
-  Raises ValueError, naming the row and both sizes, when something does not fit.
+  Raises ValueError, naming the row and both sizes, when something does not fit or is missing.
   """
   width = max_content + 1
   if len(rows) > num_rows:
@@ -54,6 +54,11 @@ def pack(rows: Sequence[PackedRow], tokenizer: Tokenizer, *, num_rows: int, row_
     valid=np.zeros(b, bool),
   )
   for i, row in enumerate(rows):
+    if not len(row.prompt):
+      raise ValueError(f'row {i}: the prompt is empty, expected at least one token')
+    for name, values in (('content_adv', row.content_adv), ('old_logps', row.old_logps)):
+      if len(values) not in (0, len(row.contents)):
+        raise ValueError(f'row {i}: {len(values)} values of {name} for {len(row.contents)} branches, expected none or one a branch')
     needed = len(row.prompt) + sum(len(content) + 2 for content in row.contents)
     if needed > t or len(row.contents) > branches:
       raise ValueError(f'row {i}: {len(row.contents)} branches and {needed} tokens do not fit {branches} branches and {t} tokens')
@@ -80,6 +85,9 @@ def pack(rows: Sequence[PackedRow], tokenizer: Tokenizer, *, num_rows: int, row_
       if len(row.content_adv):
         batch.content_adv[i, scored] = row.content_adv[k]
       if len(row.old_logps):
+        if len(row.old_logps[k]) != len(content) + 1:
+          found = len(row.old_logps[k])
+          raise ValueError(f'row {i}, branch {k}: {found} old_logps, expected {len(content) + 1} (content and end-of-sequence)')
         batch.old_logps[i, scored] = row.old_logps[k]
       start = stop
   return batch
