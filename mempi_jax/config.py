@@ -89,11 +89,11 @@ def override_from_text(config: ConfigDict, texts: Mapping[str, str]) -> ConfigDi
 def parse_command_line(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, FrozenConfigDict]:
   """Adds `--config` and `--workdir` to `parser`, reads the command line, and resolves the config with its `--config.name=value`.
 
-  Returns the other arguments and the resolved config. A wrong config ends the process with status 2 and a one-line message, as any
+  Returns the other arguments and the resolved config; without `--workdir` a run lives in runs/NAME, NAME that of the config file. A wrong config ends the process with status 2 and a one-line message, as any
   other wrong argument does.
   """
   parser.add_argument('--config', required=True, metavar='FILE', help='config file; --config.NAME=VALUE overrides one of its fields')
-  parser.add_argument('--workdir', required=True, metavar='FOLDER', type=Path, help='where everything that the run makes is written')
+  parser.add_argument('--workdir', metavar='FOLDER', type=Path, help='where everything that the run makes is written; default runs/NAME')
   rest, texts = [], {}
   try:
     for argument in arguments:
@@ -105,6 +105,7 @@ def parse_command_line(parser: argparse.ArgumentParser, arguments: Sequence[str]
         raise ConfigError(f'{argument} has no value; expected {PREFIX}{name}=VALUE')
       texts[name] = text
     parsed = parser.parse_args(rest)
+    parsed.workdir = parsed.workdir or Path('runs') / Path(parsed.config.partition(':')[0]).stem
     return parsed, resolve(override_from_text(load_config(parsed.config), texts))
   except ConfigError as error:
     parser.error(str(error))

@@ -228,3 +228,8 @@ def test_loading_a_config_leaves_no_module_behind(base):
   load_config(base)
   assert not [name for name in set(sys.modules) - before if 'config' in name]
   assert config_lib.PREFIX == '--config.'
+
+
+def test_workdir_is_named_after_the_config(base):
+  arguments, _ = parse([f'--config={base}:world=null', '--config.games=g'])
+  assert str(arguments.workdir) == 'runs/base'
