@@ -1,0 +1,30 @@
+"""What tests of several rooms share: a tokenizer of a toy world, and a guidance policy and an agent's model of a few thousand parameters."""
+
+import jax
+import pytest
+
+WORLD_TEXTS = [
+  f'You arrive at {place} {i}. On the {place} {i}, you see a {thing} {i}, and a {other} {i + 1}.\n> take {thing} {i} from {place} {i}\n'
+  f'Goal: put a {thing} in {place}.\nGuidance: the {thing} is usually in the {place}.\n'
+  for i in range(1, 13)
+  for place, thing, other in (('drawer', 'mug', 'apple'), ('shelf', 'soap bar', 'towel'), ('desk', 'pen', 'lamp'))
+]
+
+
+@pytest.fixture(scope='session')
+def tokenizer():
+  """A tokenizer trained on 36 short texts: 400 tokens, 12 of them phrases."""
+  from mempi_jax.policy.tokenizer import train_tokenizer
+
+  return train_tokenizer(WORLD_TEXTS, vocab_size=400, num_phrases=12)
+
+
+@pytest.fixture(scope='session')
+def dummy_model(tokenizer):
+  """(config, params) of a dummy decoder for that tokenizer, its weights enlarged so that choices are clear."""
+  from mempi_jax.models.decoder import init_params
+  from mempi_jax.models.presets import preset
+
+  config = preset('dummy', tokenizer.vocab_size)
+  params = init_params(config, jax.random.key(5))
+  return config, jax.tree.map(lambda leaf: leaf * 6.0 if leaf.ndim == 2 else leaf, params)
