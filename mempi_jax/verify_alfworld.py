@@ -6,9 +6,9 @@ PATH is a folder of game.tw-pddl files, a .jsonl or .jsonl.xz file of games, or 
 feedback, `won` and the list of admissible commands must be equal, character for character. Prints each mismatch and `N passed, M failed`.
 Exit status: 0, all passed; 1, a mismatch (or the engine failed); 2, bad arguments, or no engine.
 
-An episode mixes a plan (the game's optimal walk, or the exploring expert's steps) with random admissible commands, chosen evenly over the verbs
-so that the rare ones occur, and with invalid commands. Episodes differ in which comes first: a plan that is played through shows `won`;
-random commands first leave the plan to stumble.
+An episode mixes a plan (the game's optimal walk, or the exploring expert's steps) with random admissible commands, small errands (fetch the
+knife, slice what can be sliced) and invalid commands. Episodes differ in which comes first: a plan that is played through shows `won`; random
+commands first leave the plan to stumble.
 """
 
 from __future__ import annotations
@@ -69,9 +69,17 @@ def commands_of(simulator: Simulator, game: Game, kind: str, rng: random.Random,
 
 
 def _random_commands(simulator: Simulator, rng: random.Random, count: int) -> Iterator[str]:
+  errand: Iterator[str] = iter(())
   for _ in range(count):
-    if rng.random() < 0.15:
+    draw = rng.random()
+    if draw < 0.15:
       yield invalid_command(simulator, rng)
+      continue
+    if draw < 0.22:
+      errand = _errand(simulator, rng)
+    command = next(errand, None)
+    if command is not None:
+      yield command
       continue
     by_verb: dict[str, list[str]] = {}
     for command in simulator.admissible_commands():
@@ -80,6 +88,40 @@ def _random_commands(simulator: Simulator, rng: random.Random, count: int) -> It
     verbs = sorted(by_verb)
     weights = [0.3 if verb in ('help', 'inventory', 'look') else 2.0 if verb == 'go' else 1.0 for verb in verbs]
     yield rng.choice(by_verb[rng.choices(verbs, weights)[0]])
+
+
+def _errand(simulator: Simulator, rng: random.Random) -> Iterator[str]:
+  """Fetches a thing and does one of the rarer deeds with it: random commands alone would hardly ever slice, clean, heat or cool."""
+  problem = simulator.problem
+  verb = rng.choice(['slice', 'clean', 'heat', 'cool', 'use', 'move'])
+  able = {'slice': problem.knives, 'clean': problem.cleanable, 'heat': problem.heatable, 'cool': problem.coolable, 'use': problem.toggleable}
+  wanted = able.get(verb, problem.pickupable)
+  source = {o: r for r, inner in simulator.contents.items() for o in sorted(inner) if o in wanted}
+  if simulator.held in wanted:
+    thing = simulator.held
+  elif source:
+    thing = rng.choice(sorted(source))
+    if simulator.held is not None:  # empty the hand, wherever that works
+      yield from (c for c in simulator.admissible_commands() if c.startswith('move '))
+    origin = problem.names[source[thing]]
+    yield from (f'go to {origin}', f'open {origin}', f'take {problem.names[thing]} from {origin}')
+  else:
+    return
+  name = problem.names[thing]
+  if verb == 'use':
+    yield from (f'use {name}', f'examine {name}')
+  elif verb == 'slice':
+    for other in sorted(problem.sliceable):
+      places = sorted(simulator.object_locations.get(other, ()))
+      if places and problem.at.get(places[0]):
+        yield f'go to {problem.names[problem.at[places[0]][0]]}'
+        yield f'slice {problem.names[other]} with {name}'
+  else:
+    types = {'clean': 'sinkbasintype', 'heat': 'microwavetype', 'cool': 'fridgetype'}
+    tools = [r for r in problem.receptacles if verb == 'move' or problem.receptacle_type[r] == types[verb]]
+    if tools:
+      tool = problem.names[rng.choice(tools)]
+      yield from (f'go to {tool}', f'{verb} {name} {"to" if verb == "move" else "with"} {tool}', f'examine {name}', 'look')
 
 
 def _expert_commands(simulator: Simulator, game: Game, rng: random.Random) -> Iterator[str]:

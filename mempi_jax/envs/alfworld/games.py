@@ -191,7 +191,7 @@ def game_data(game: Game, domain: str, grammar: str) -> dict[str, Any]:
 def folder_name(game_id: str) -> str:
   """A name for a folder that no id can lead astray: letters, digits, `-`, `_` and dots inside, and a hash if anything was changed."""
   name = re.sub(r'[^A-Za-z0-9._-]+', '_', game_id).strip('.')[:150]
-  return name if name == game_id else f'{name or "game"}-{hashlib.sha256(game_id.encode("utf-8", "surrogatepass")).hexdigest()[:8]}'
+  return name if name and name == game_id else f'{name or "game"}-{hashlib.sha256(game_id.encode("utf-8", "surrogatepass")).hexdigest()[:8]}'
 
 
 def alfworld_text(name: str) -> str:

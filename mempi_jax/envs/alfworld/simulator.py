@@ -113,9 +113,7 @@ class Simulator:
     if held is not None:
       commands.append(f'examine {names[held]}')
     if held in problem.knives:
-      commands += [
-        f'slice {names[o]} with {names[held]}' for o in problem.sliceable if here in self.object_locations.get(o, ()) and o != held
-      ]
+      commands += [f'slice {names[o]} with {names[held]}' for o in problem.sliceable if here in self.object_locations.get(o, ())]
     return sorted(set(commands))
 
   # Commands: each returns the feedback, or None where the engine has no such action now. The words are split at single blanks.
