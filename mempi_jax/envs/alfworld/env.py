@@ -17,8 +17,8 @@ from mempi_jax.types import Context, Env, EnvStep, Task
 
 BACKENDS = ('simulator', 'engine')
 
-# Parsed problems by their text, so that the many environments of a rollout share them.
-shared_problem = functools.lru_cache(maxsize=4096)(parse_problem)
+# Parsed problems by their text (25 to 80 KB each), so that the many environments of a rollout share them.
+shared_problem = functools.lru_cache(maxsize=2048)(parse_problem)
 
 
 class AlfworldEnv:
