@@ -76,9 +76,9 @@ def get_config() -> ConfigDict:
   config.stage2.decision_clip = 0.2
   config.stage2.decision_kl = 0.01
   config.stage2.decision_weight = 1.0
-  config.stage2.content_gate = 'group'
-  config.stage2.content_scale = 1.0
-  config.stage2.content_normalise = 'none'
+  config.stage2.content_gate = 'delta'  # or effect, open
+  config.stage2.content_scale = 'raw'  # or std
+  config.stage2.content_epsilon = 0.1
   config.stage2.clip_low = 0.2
   config.stage2.clip_high = 0.2
   config.stage2.content_kl = 0.01

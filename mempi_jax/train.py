@@ -129,12 +129,13 @@ def validation(policy: GuidancePolicy, loss: Loss, batches: Sequence[TrainBatch]
   forward = jax.jit(forward_loss(policy, loss))
 
   def evaluate(params: Any) -> dict[str, float]:
-    results = [(forward(params, _arrays(batch))[1], float(batch.valid.sum())) for batch in batches]
-    total = sum(weight for _, weight in results)
-    return {
-      name.replace('train/', 'val/'): sum(float(metrics[name]) * weight for metrics, weight in results) / total
-      for name in (results[0][0] if results else ())
-    }
+    sums: dict[str, float] = {}
+    for batch in batches:
+      value, metrics = forward(params, _arrays(batch))
+      for name, part in {'val/loss': value, **{f'val/{name.replace("/", "_")}': part for name, part in metrics.items()}}.items():
+        sums[name] = sums.get(name, 0.0) + float(part) * float(batch.valid.sum())
+    total = sum(float(batch.valid.sum()) for batch in batches)
+    return {name: part / total for name, part in sums.items()}
 
   return evaluate
 
@@ -171,7 +172,7 @@ def stage2_loss(config: FrozenConfigDict, logit: jax.Array, logps: jax.Array, ba
       decision, metrics = decision_policy_gradient_loss(logit, batch.ref_logit, batch.decision_adv, batch.valid, kl=config.decision_kl)
     case 'ratio':
       decision, metrics = decision_ratio_loss(
-        logit, batch.old_logit, batch.ref_logit, batch.decision_adv, batch.valid,
+        logit, batch.old_logit, batch.ref_logit, batch.decision_adv, batch.valid, num_generate=config.branches,
         clip_low=config.decision_clip, clip_high=config.decision_clip, kl=config.decision_kl,
       )  # fmt: skip
   content, content_metrics = content_policy_gradient_loss(
@@ -179,7 +180,7 @@ def stage2_loss(config: FrozenConfigDict, logit: jax.Array, logps: jax.Array, ba
     clip_low=config.clip_low, clip_high=config.clip_high, kl=config.content_kl,
   )  # fmt: skip
   total = config.decision_weight * decision + config.content_weight * content
-  return total, {'train/loss': total, 'train/decision_loss': decision, 'train/content_loss': content, **metrics, **content_metrics}
+  return total, {'loss/decision': decision, 'loss/content': content, **metrics, **content_metrics}
 
 
 def make_probes(world: World, policy: GuidancePolicy, folder: Path) -> Probes:
@@ -233,9 +234,9 @@ def fit(
 
   @functools.partial(jax.jit, donate_argnums=0)
   def update(state: dict[str, Any], arrays: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    (_, metrics), gradients = jax.value_and_grad(compute, has_aux=True)(state['params'], arrays)
+    (value, metrics), gradients = jax.value_and_grad(compute, has_aux=True)(state['params'], arrays)
     updates, opt_state = optimizer.update(gradients, state['opt_state'], state['params'])
-    metrics['train/gradient_norm'] = optax.global_norm(gradients)
+    metrics |= {'train/loss': value, 'train/gradient_norm': optax.global_norm(gradients)}
     return {'params': optax.apply_updates(state['params'], updates), 'opt_state': opt_state}, metrics
 
   params = jax.tree.map(jax.numpy.array, policy.params)  # a copy: the update donates its input
@@ -280,8 +281,8 @@ def run_control(config: FrozenConfigDict, workdir: Path) -> Verdict:
   for seed in seeds:
     folder = workdir / f'seed_{seed}'
     train(resolve(override(ConfigDict(config.to_dict()), {'seed': seed, 'control.seeds': ()})), folder)
-    lines = [line for line in read_metrics(folder / 'stage2') if 'decision/p_generate' in line]
-    before.append({name: value for name, value in lines[0].items() if name.startswith('decision/p_generate')})
+    lines = [line for line in read_metrics(folder / 'stage2') if 'probe/p_generate' in line]
+    before.append({name: value for name, value in lines[0].items() if name.startswith('probe/p_generate')})
     after.append({name: value for name, value in lines[-1].items() if name in before[-1]})
   verdict = judge(config.control.kind, seeds, before, after)
   files.write_json(workdir / 'control.json', dataclasses.asdict(verdict) | {'passed': verdict.passed})

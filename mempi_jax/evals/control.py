@@ -45,7 +45,7 @@ def judge(kind: str, seeds: Sequence[int], before: Sequence[Mapping[str, float]]
   for seed, b, a in zip(seeds, before, after, strict=True):
     names = [name for name in a if name in b]
     row = {'seed': float(seed)} | {f'{name}_before': b[name] for name in names} | {f'{name}_after': a[name] for name in names}
-    easy, hard = f'decision/p_generate_easy{suffix}', f'decision/p_generate_hard{suffix}'
+    easy, hard = f'probe/p_generate_easy{suffix}', f'probe/p_generate_hard{suffix}'
     row['gap_growth'] = (a[hard] - a[easy]) - (b[hard] - b[easy])
     rows.append(row)
     if kind in ('null', 'mixed'):
@@ -54,7 +54,7 @@ def judge(kind: str, seeds: Sequence[int], before: Sequence[Mapping[str, float]]
         for name in (easy, hard)
         if abs(a[name] - b[name]) > TOLERANCE
       ]
-    learned = {'oracle': ('decision/p_generate',), 'mixed': ('decision/p_generate_hard_acts',), 'null': ()}[kind]
+    learned = {'oracle': ('probe/p_generate',), 'mixed': ('probe/p_generate_hard_acts',), 'null': ()}[kind]
     failures += [f'seed {seed}: {name} is {a[name]:.3f}, expected at least {LEARNED}' for name in learned if a[name] < LEARNED]
   growth = np.array([row['gap_growth'] for row in rows])
   if kind in ('null', 'mixed') and len(growth) > 1:
@@ -67,10 +67,10 @@ def judge(kind: str, seeds: Sequence[int], before: Sequence[Mapping[str, float]]
 def format_verdict(verdict: Verdict) -> str:
   """The verdict as a table of text, one line a seed, then what failed."""
   suffix = '_silent' if verdict.kind == 'mixed' else ''
-  names = ['decision/p_generate', f'decision/p_generate_easy{suffix}', f'decision/p_generate_hard{suffix}']
+  names = ['probe/p_generate', f'probe/p_generate_easy{suffix}', f'probe/p_generate_hard{suffix}']
   if verdict.kind == 'mixed':
-    names += ['decision/p_generate_easy_acts', 'decision/p_generate_hard_acts']
-  header = ['seed', *(name.removeprefix('decision/') for name in names), 'gap growth']
+    names += ['probe/p_generate_easy_acts', 'probe/p_generate_hard_acts']
+  header = ['seed', *(name.removeprefix('probe/') for name in names), 'gap growth']
   lines = ['  '.join(f'{cell:>24}' for cell in header)]
   for row in verdict.rows:
     moves = [f'{row[name + "_before"]:.3f} -> {row[name + "_after"]:.3f}' for name in names]

@@ -33,11 +33,11 @@ class Probes:
     self.acts = np.asarray(acts, bool)
 
   def __call__(self, params: Any) -> dict[str, float]:
-    """Metrics decision/p_generate, ..._easy, ..._hard, and in a mixed world ..._easy_acts, ..._easy_silent and so on."""
+    """Metrics probe/p_generate, ..._easy, ..._hard, and in a mixed world ..._easy_acts, ..._easy_silent and so on."""
     p = self.p_generate(params, self.contexts)
     groups = {'': np.arange(len(p)), '_easy': self.easy, '_hard': self.hard}
     if self.acts.any() and not self.acts.all():
       thirds = {'_easy': self.easy, '_hard': self.hard}
       groups |= {f'{name}_acts': rows[self.acts[rows]] for name, rows in thirds.items()}
       groups |= {f'{name}_silent': rows[~self.acts[rows]] for name, rows in thirds.items()}
-    return {f'decision/p_generate{name}': float(p[rows].mean()) for name, rows in groups.items() if len(rows)}
+    return {f'probe/p_generate{name}': float(p[rows].mean()) for name, rows in groups.items() if len(rows)}

@@ -17,7 +17,7 @@ from ml_collections import FrozenConfigDict
 
 from mempi_jax.experience.bank import read_episodes
 from mempi_jax.experience.collecting import play_to_log
-from mempi_jax.losses.advantages import content_advantages, shaped_rewards
+from mempi_jax.losses.advantages import content_advantages, shape_rewards
 from mempi_jax.policy.policy import GuidancePolicy
 from mempi_jax.policy.score import decision_states, score_rows
 from mempi_jax.rollout.assemble import PackedRow, pack
@@ -83,8 +83,8 @@ class RolloutSource:
     valid = [self.playable[i] and not any(e.status is Status.ENV_ERROR for e in group.episodes) for i, group in zip(chosen, groups, strict=True)]
     successes = np.array([[float(e.success) for e in group.episodes[1:]] for group in groups])
     lengths = np.array([[len(e.guidance.tokens) for e in group.episodes[1:]] for group in groups])
-    rewards = shaped_rewards(
-      successes, lengths, self.policy.max_content, form=config.length_form, weight=config.length_weight
+    rewards = shape_rewards(
+      successes, lengths, form=config.length_form, weight=config.length_weight, max_length=self.policy.max_content
     )
     for i, group, seeds, won, earned, ok in zip(chosen, groups, branch_seeds, successes, rewards, valid, strict=True):
       if ok:
@@ -96,10 +96,10 @@ class RolloutSource:
       effects[np.array(valid)] = self.estimator.estimate(known, step)
     abstain_rewards = np.array([float(group.episodes[0].success) for group in groups])
     content_adv = content_advantages(
-      rewards, abstain_rewards, effects, gate=config.content_gate, scale=config.content_scale, normalise=config.content_normalise
+      rewards, abstain_rewards, scale=config.content_scale, epsilon=config.content_epsilon, gate=config.content_gate, effect=effects
     )
     batch = self._assemble(groups, content_adv, effects, old_logits, self.ref_logits[chosen], valid)
-    return batch, self._metrics(groups, successes, rewards, content_adv, old_logits, self.ref_logits[chosen], valid)
+    return batch, self._metrics(groups, successes, rewards, content_adv, valid)
 
   def state(self) -> dict[str, Any]:
     """What was observed; contexts, seeds and contents are functions of the step."""
@@ -165,11 +165,8 @@ class RolloutSource:
     successes: np.ndarray,
     rewards: np.ndarray,
     content_adv: np.ndarray,
-    old_logits: np.ndarray,
-    ref_logits: np.ndarray,
     valid: Sequence[bool],
   ) -> dict[str, float]:
-    p_generate = 1 / (1 + np.exp(-old_logits.astype(np.float64)))
     texts = [[episode.guidance.text for episode in group.episodes[1:]] for group in groups]
     return {
       'rollout/success_abstain': float(np.mean([group.episodes[0].success for group in groups])),
@@ -179,8 +176,6 @@ class RolloutSource:
       'rollout/distinct_contents': float(np.mean([len(set(said)) for said in texts])),
       'rollout/content_signal': float(np.mean(np.abs(content_adv) > 1e-6)),
       'rollout/env_error_rate': float(1 - np.mean(valid)),
-      'decision/p_generate_batch': float(p_generate.mean()),
-      'decision/logit_shift_batch': float((old_logits - ref_logits).mean()),
       **self.estimator.diagnostics,
     }
 

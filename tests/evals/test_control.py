@@ -7,7 +7,7 @@ from mempi_jax.evals.control import format_verdict, judge
 from mempi_jax.evals.probes import Probes
 from mempi_jax.types import Context, Decision, Episode, Guidance, Status, Step, Task
 
-NAMES = ('decision/p_generate', 'decision/p_generate_easy', 'decision/p_generate_hard')
+NAMES = ('probe/p_generate', 'probe/p_generate_easy', 'probe/p_generate_hard')
 
 
 def metrics(p: float, easy: float, hard: float) -> dict[str, float]:
@@ -25,7 +25,7 @@ def test_null_passes_when_nothing_moves():
 
 def test_null_fails_on_one_seed_that_moved():
   verdict = judge('null', [0, 1], [metrics(0.7, 0.6, 0.8)] * 2, [metrics(0.7, 0.6, 0.8), metrics(0.7, 0.45, 0.8)])
-  assert len(verdict.failures) == 1 and 'seed 1: decision/p_generate_easy moved from 0.600 to 0.450' in verdict.failures[0]
+  assert len(verdict.failures) == 1 and 'seed 1: probe/p_generate_easy moved from 0.600 to 0.450' in verdict.failures[0]
 
 
 def test_null_fails_on_a_small_gap_that_always_widens():
@@ -43,7 +43,7 @@ def test_mixed_judges_the_two_halves_apart():
   def mixed(easy_silent, hard_silent, hard_acts):
     names = ('easy_silent', 'hard_silent', 'easy_acts', 'hard_acts')
     values = (easy_silent, hard_silent, 0.9, hard_acts)
-    return metrics(0.8, 0.8, 0.8) | {f'decision/p_generate_{n}': v for n, v in zip(names, values, strict=True)}
+    return metrics(0.8, 0.8, 0.8) | {f'probe/p_generate_{n}': v for n, v in zip(names, values, strict=True)}
 
   before = [mixed(0.6, 0.8, 0.8)]
   assert judge('mixed', [0], before, [mixed(0.62, 0.81, 0.99)]).passed
@@ -69,8 +69,8 @@ def test_probes_order_by_success_then_steps():
   p = np.array([0.9, 0.1, 0.3, 0.5, 0.6, 0.8])
   probes = Probes(lambda params, contexts: p + params, runs, np.array([True, True, False, True, True, False]))
   found = probes(0.0)
-  assert found['decision/p_generate_easy'] == pytest.approx(0.2)  # games 1 and 2
-  assert found['decision/p_generate_hard'] == pytest.approx(0.85)  # games 5 and 0
-  assert found['decision/p_generate_easy_acts'] == pytest.approx(0.1)
-  assert found['decision/p_generate_hard_silent'] == pytest.approx(0.8)
-  assert probes(0.05)['decision/p_generate'] == pytest.approx(p.mean() + 0.05)
+  assert found['probe/p_generate_easy'] == pytest.approx(0.2)  # games 1 and 2
+  assert found['probe/p_generate_hard'] == pytest.approx(0.85)  # games 5 and 0
+  assert found['probe/p_generate_easy_acts'] == pytest.approx(0.1)
+  assert found['probe/p_generate_hard_silent'] == pytest.approx(0.8)
+  assert probes(0.05)['probe/p_generate'] == pytest.approx(p.mean() + 0.05)
