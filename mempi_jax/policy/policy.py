@@ -21,6 +21,7 @@ from mempi_jax.runtime import files
 from mempi_jax.runtime.rng import host_seed
 from mempi_jax.types import Context, Decision, Guidance, Task
 
+SETTINGS = 'policy.json'
 BATCH = 64  # contexts a forward pass: one compiled shape for any number of contexts
 
 
@@ -143,7 +144,7 @@ class GuidancePolicy:
     save_model(folder, self.config, self.params)
     self.tokenizer.save(folder)
     settings = {'max_prompt': self.max_prompt, 'max_content': self.max_content}
-    files.write_json(Path(folder) / 'policy.json', settings)  # last: a folder with it is whole
+    files.write_json(Path(folder) / SETTINGS, settings)  # last: a folder with it is whole
 
   def fingerprint(self) -> str:
     """A hash of everything that decides what this policy says: parameters, shape, tokenizer and limits."""
@@ -159,7 +160,7 @@ def load_policy(folder: str | Path) -> GuidancePolicy:
 
   Raises FileNotFoundError naming what is missing, ValueError naming a file that is broken or does not fit the others.
   """
-  path = Path(folder) / 'policy.json'
+  path = Path(folder) / SETTINGS
   if not path.is_file():
     raise FileNotFoundError(f'no guidance policy at {folder}: expected policy.json beside config.json and model.safetensors')
   config, params = load_model(folder)
@@ -167,3 +168,18 @@ def load_policy(folder: str | Path) -> GuidancePolicy:
   if not isinstance(settings, dict) or sorted(settings) != ['max_content', 'max_prompt']:
     raise ValueError(f'{path}: expected the fields max_content and max_prompt, found {settings!r:.200}')
   return GuidancePolicy(config, params, Tokenizer.load(folder), **settings)
+
+
+def find_policy(path: str | Path) -> Path:
+  """The folder of a policy: `path` itself, or, where `path` is a working folder, the policy of its last finished stage.
+
+  Raises FileNotFoundError, naming the places that were looked at.
+  """
+  path = Path(path)
+  places = [path, path / 'stage2' / 'policy', path / 'stage1' / 'policy']
+  for place in places:
+    if (place / SETTINGS).is_file():
+      return place
+  if not path.is_dir():
+    raise FileNotFoundError(f'no guidance policy at {path}: there is no such folder')
+  raise FileNotFoundError(f'no guidance policy at {path}: no {SETTINGS} in it, nor in its stage2/policy or stage1/policy')
