@@ -32,7 +32,8 @@ setup(
   ],
   extras_require={
     # The real ALFWorld engine: builds from source, needs a C++ compiler. The fast simulator needs none of it.
-    'alfworld': ['alfworld==0.4.2'],
+    # The simulator reproduces the order in which this TextWorld lists things.
+    'alfworld': ['alfworld==0.4.2', 'textworld==1.7.0'],
     'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.14'],
   },
 )
