@@ -7,7 +7,9 @@ count [O]. A signal is a function from those to one number a context; `SIGNALS` 
     shrunk      a context's own mean difference, shrunk by one τ² / (τ² + s²); the method's first decision update
     mean        the same, not shrunk
     raw         the latest group's Δ [P]
-    sign        its sign; pushes easy contexts to abstain and hard ones to generate where guidance does nothing: the control's foil
+    sign        its sign, the controls' foil: where guidance does nothing it pushes easy contexts one way and hard ones the other, as
+                soon as the two means rest on unequal numbers of outcomes (one against K: easy to abstain; stripped guidance, where
+                the K branches are one outcome, against m: easy to generate; equal numbers: no push)
     group_std   Δ over the standard deviation of the whole group, abstain outcomes included
     branch_std  Δ over the standard deviation of the generate branches; biased over difficulty as well, the other way round
 
@@ -23,11 +25,12 @@ Bayesian linear regression over contexts, on the features of the frozen stage-1 
 
 Why it holds the null: S_i has mean zero there whatever the context's success rate, and a linear smoother keeps that; pooling makes
 the rest small and, by the central limit theorem, symmetric, so that gates on the pooled estimate are unbiased where gates on a single
-context's Δ are not. Two gates: the whole is multiplied by the posterior probability that there is an effect at all, B / (B + e^evidence)
-with B the Bayes factor against S = 0 (a non-negative martingale in a null world: it ever exceeds e^evidence with probability at most
-e^-evidence, however often one looks); and each context by max(0, 1 − local / z²), z the posterior mean over its standard deviation.
-Difficulty is the leave-one-out prediction of the context's abstain success from the *other* contexts' outcomes: its own enter S_i, and
-would regress to the mean. One row a context, so abstain outcomes shared by all its visits are counted once.
+context's Δ are not. There are two gates. The whole is multiplied by the posterior probability of an effect, B / (B + e^evidence), with
+B the Bayes factor against S = 0: were the noise model exact, B would be a non-negative martingale in a null world, which ever exceeds
+e^evidence with probability at most e^-evidence, however often one looks. And each context is multiplied by max(0, 1 − local / z²), z
+being its posterior mean over its standard deviation. While S is not established L alone moves the decision: nothing does where tokens
+are free. Difficulty is the leave-one-out prediction of the context's abstain success from the *other* contexts' outcomes: its own
+enter S_i, and would regress to the mean. One row a context, so abstain outcomes shared by all its visits are counted once.
 
 Host side: numpy only. Plain float64, deterministic; state and restore are exact.
 """
@@ -101,7 +104,8 @@ class EffectEstimator:
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or not len(features) or not np.isfinite(features).all():
       raise ValueError(f'features: expected finite numbers of shape [contexts, features], found shape {features.shape}')
-    if evidence < 0 or local < 0 or limit < 0 or not 0 < min_rate < 0.5 or not half_life > 0 or noise_strength <= 0 or not 0 <= tau_decay < 1:
+    fits = min(evidence, local, limit) >= 0 and 0 < min_rate < 0.5 and half_life > 0 and noise_strength > 0 and 0 <= tau_decay < 1
+    if not fits:
       raise ValueError(
         f'expected evidence, local, limit >= 0, 0 < min_rate < 0.5, half_life > 0, noise_strength > 0, 0 <= tau_decay < 1; found '
         f'{evidence}, {local}, {limit}, {min_rate}, {half_life}, {noise_strength}, {tau_decay}'
@@ -286,7 +290,7 @@ def _pooled(estimator: EffectEstimator, contexts: np.ndarray, step: int) -> np.n
   design = np.concatenate([np.ones((len(rows), 1)), difficulty[:, None], basis], axis=1)  # f64[n, 2 + r]
   at = np.searchsorted(rows, contexts)
   priors = _priors(estimator.eigenvalues, estimator.spectra)
-  mean, sd, log_bayes, best = average_models(
+  mean, sd, log_bayes, noise_scale = average_models(
     design, difference, variance, design[at], priors, estimator.scales, estimator.noise_strength
   )
   gate = 1.0 / (1.0 + np.exp(np.clip(estimator.evidence - log_bayes, -500, 500)))
@@ -300,7 +304,7 @@ def _pooled(estimator: EffectEstimator, contexts: np.ndarray, step: int) -> np.n
     'effect/success': float(mean.mean()),
     'effect/success_sd': float(sd.mean()),
     'effect/cost': float(costs.mean()),
-    'effect/noise_scale': best,
+    'effect/noise_scale': noise_scale,
   }
   effect = gate * local * mean + costs
   return estimator.limit * np.tanh(effect / estimator.limit) if estimator.limit else effect
@@ -314,7 +318,8 @@ def smooth(
   Returns the fit f64[n], and the leave-one-out predictions f64[n], in which a row's own value has no part. `penalties` are relative to
   the total weight and the largest eigenvalue.
   """
-  design = np.concatenate([np.ones((len(values), 1)), basis * np.sqrt(eigenvalues / np.maximum(eigenvalues.max(initial=0.0), 1e-300))], axis=1)
+  scaled = basis * np.sqrt(eigenvalues / max(eigenvalues.max(initial=0.0), 1e-300))
+  design = np.concatenate([np.ones((len(values), 1)), scaled], axis=1)
   gram, right = (design.T * counts) @ design, design.T @ (counts * values)
   best = None
   for penalty in penalties:

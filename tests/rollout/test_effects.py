@@ -96,7 +96,7 @@ def test_difficulty_is_predicted_without_the_context_itself():
 
 
 def collect(estimator, rng, base, effect, *, price=0.0, abstain=4, first=0, updates=30, group=32):
-  """Plays visits of a world with success rates base f[N] and base + effect; a success costs `price`; returns each context's mean estimate."""
+  """Plays visits of a world with success rates base f[N] and base + effect; a success costs `price`. Returns mean estimates."""
   estimates = {}
   for step in range(first, first + updates):
     contexts = rng.choice(len(base), group, replace=False)
