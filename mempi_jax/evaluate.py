@@ -131,11 +131,12 @@ def replay_on_engine(world: World, path: Path) -> dict[str, Any]:
   count = world.config.eval.replay_episodes
   if path.exists():
     return files.read_json(path)
-  from mempi_jax.envs.alfworld.engine import unavailable_reason
+  from mempi_jax.envs.alfworld.engine import engine_available
 
-  reason = unavailable_reason() if count else 'eval.replay_episodes is 0'
-  result: dict[str, Any] = {'episodes': 0, 'agree': 0, 'reason': reason}
-  if reason is None:
+  available = engine_available() if count else 'eval.replay_episodes is 0'
+  if available is not True:
+    result: dict[str, Any] = {'episodes': 0, 'agree': 0, 'reason': available}
+  else:
     records = list(files.read_jsonl(world.workdir / EPISODES_FILE))
     # Sample evenly among episodes with different actions.
     distinct = list({(r['task_id'], tuple(action for action, _ in r['steps'])): r for r in records}.values())
