@@ -19,6 +19,7 @@ import numpy as np
 from mempi_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
 
 READ_BUCKET = 64  # the attended part of the cache grows in steps of this many tokens
+TAIL_SHARE, MIN_TAIL_ROWS = 8, 8  # at most B / 8 rows (or 8) have the tails of their chunks computed apart
 CHUNK_BUCKETS = (1, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
@@ -63,6 +64,15 @@ def _prefill(config, params, cache, lengths, chunk, counts, *, read):
   hidden, cache = model.apply({'params': params}, chunk, lengths, cache, read, method='extend')
   last = hidden[jnp.arange(chunk.shape[0]), jnp.maximum(counts - 1, 0)]
   return model.apply({'params': params}, last, method='logits'), cache
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'read'), donate_argnames=('cache', 'logits'))
+def _prefill_some(config, params, cache, logits, rows, lengths, chunk, counts, *, read):
+  """`_prefill` of the rows i32[b] alone (all different); the other arrays have b rows too. Updates logits f32[B, V] where counts > 0."""
+  some = jax.tree.map(lambda leaf: leaf[rows], cache)
+  new, some = _prefill(config, params, some, lengths, chunk, counts, read=read)
+  cache = jax.tree.map(lambda leaf, part: leaf.at[rows].set(part), cache, some)
+  return logits.at[rows].set(jnp.where(counts[:, None] > 0, new, logits[rows])), cache
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'read', 'max_new'), donate_argnames=('cache',))
@@ -121,14 +131,33 @@ class Rows:
       raise ValueError(
         f'row {row} needs {self.lengths[row]} + {counts[row]} + {headroom} tokens, more than the context length of {self.max_length}'
       )
-    width = bucket(int(counts.max()), CHUNK_BUCKETS)
-    chunk = np.zeros((len(chunks), width), np.int32)
+    chunk = np.zeros((len(chunks), bucket(int(counts.max()), CHUNK_BUCKETS)), np.int32)
     for row, ids in enumerate(chunks):
       chunk[row, : len(ids)] = ids
+    # Where a few rows have much longer chunks than the rest, their tails are computed apart, so that the others are not padded to them.
+    few = max(MIN_TAIL_ROWS, len(chunks) // TAIL_SHARE)
+    widths = [width for width in CHUNK_BUCKETS if 1 < width < chunk.shape[1] and np.sum(counts > width) <= few < len(chunks)]
+    width = widths[0] if widths else chunk.shape[1]
+    heads = np.minimum(counts, width)
     logits, self.cache = _prefill(
-      self.config, self.params, self.cache, self.lengths.copy(), chunk, counts, read=self._read(self.lengths + counts, counts > 0)
+      self.config, self.params, self.cache, self.lengths.copy(), chunk[:, :width], heads, read=self._read(self.lengths + heads, heads > 0)
     )
-    self.lengths = self.lengths + counts
+    self.lengths = self.lengths + heads
+    tails = counts - heads
+    if tails.any():
+      rows = np.argsort(-tails, kind='stable')[:few].astype(np.int32)
+      logits, self.cache = _prefill_some(
+        self.config,
+        self.params,
+        self.cache,
+        logits,
+        rows,
+        self.lengths[rows],
+        np.ascontiguousarray(chunk[rows, width : width + bucket(int(tails.max()), CHUNK_BUCKETS)]),
+        tails[rows],
+        read=self._read(self.lengths + tails, tails > 0),
+      )
+      self.lengths = self.lengths + tails
     return logits
 
   def generate(

@@ -172,6 +172,23 @@ def test_a_context_can_be_filled_to_its_last_token(params):
   np.testing.assert_allclose(out.logps[0], expected[0][33:], atol=1e-4)
 
 
+def test_long_tails_computed_apart_change_nothing(params):
+  """A few rows with longer chunks than the others go on after them; every row ends as if it were alone."""
+  chunks = [*prompts(14, seed=5), list(range(3, 23)), list(range(22, 3, -1))]
+  rows = Rows(CONFIG, params, 16, ROW_LENGTH)
+  before = engine._prefill_some._cache_size()
+  logits = rows.prefill(chunks)
+  assert engine._prefill_some._cache_size() == before + 1
+  assert rows.lengths.tolist() == [len(ids) for ids in chunks]
+  _, expected = score(params, chunks[8:])
+  for row in range(8, 16):
+    np.testing.assert_allclose(jax.nn.log_softmax(logits[row]), expected[row - 8, len(chunks[row]) - 1], atol=1e-4)
+  out = rows.generate([[7]] * 16, range(16), max_new=4, stop=STOP, temperature=0.0)  # the cache is right, too
+  expected, _ = score(params, [chunks[row] + [7] + out.tokens[row] for row in range(8, 16)])
+  for row in range(8, 16):
+    np.testing.assert_allclose(out.logps[row], expected[row - 8][len(chunks[row]) :], atol=1e-4)
+
+
 def test_broken_parameters_are_an_error(params):
   broken = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
   with pytest.raises(FloatingPointError, match='non-finite log-probs for row 0'):
