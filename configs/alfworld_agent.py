@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
 
   config.demonstrations = ConfigDict(
     {
-      'households': 120,
+      'households': 80,
       'games_per_household': 100,
       'long_share': 0.1,
       'small_fraction': 0.35,
@@ -24,16 +24,16 @@ def get_config() -> ConfigDict:
       'rule': 0.2,
       'pitfall': 0.15,
       'wrong': 0.1,
-      'wandering': 0.5,
-      'random_actions': 0.15,
+      'wandering': 0.4,
+      'random_actions': 0.12,
       'max_steps': 26,
     }
   )
 
-  config.train = ConfigDict({'num_steps': 800, 'batch_rows': 16, 'row_tokens': 512})
+  config.train = ConfigDict({'num_steps': 450, 'batch_rows': 8, 'row_tokens': 384})
   config.optimizer = optimizer_fields()
   config.optimizer.name = 'muon'
-  config.optimizer.learning_rate = 4e-3
+  config.optimizer.learning_rate = 5e-3
   config.optimizer.schedule = 'cosine'
   config.optimizer.warmup = '20 steps'
   config.optimizer.end_factor = 0.05

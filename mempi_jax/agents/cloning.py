@@ -139,9 +139,11 @@ def transcript(tokenizer: Tokenizer, demonstration: Demonstration) -> tuple[list
     add(content_tokens(tokenizer, demonstration.guidance), 1.0)
     add(tokenizer.encode(NEWLINE), 1.0)
   add(tokenizer.encode(TURN), 0.0)
-  for action, observation, expert in zip(demonstration.actions, demonstration.observations, demonstration.is_expert, strict=True):
-    add(action_tokens(tokenizer, action), 1.0 if expert else 0.0)
-    add(agent_turn(tokenizer, observation), 0.0)
+  last = len(demonstration.actions) - 1
+  for i, (action, observation) in enumerate(zip(demonstration.actions, demonstration.observations, strict=True)):
+    add(action_tokens(tokenizer, action), 1.0 if demonstration.is_expert[i] else 0.0)
+    if i < last:  # nothing is written after the last observation
+      add(agent_turn(tokenizer, observation), 0.0)
   return ids, weights
 
 
