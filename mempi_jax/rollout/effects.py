@@ -37,6 +37,7 @@ Host side: numpy only. Plain float64, deterministic; state and restore are exact
 
 from __future__ import annotations
 
+import collections
 import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,8 +50,8 @@ def effective_count(texts: Sequence[str]) -> float:
 
   `texts` are what the agent saw: where guidance is stripped from its prompt they are all equal, and count as one outcome.
   """
-  _, counts = np.unique(np.asarray(texts, dtype=object).astype(str), return_counts=True)
-  return float(counts.sum() ** 2 / (counts**2).sum())
+  counts = collections.Counter(texts).values()
+  return len(texts) ** 2 / sum(count**2 for count in counts)
 
 
 class EffectEstimator:
