@@ -18,7 +18,7 @@ import numpy as np
 
 from mempi_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
 
-READ_BUCKET = 64  # the attended part of the cache grows in steps of this many tokens
+CACHE_BUCKET = 64  # a cache grows in steps of this many tokens: attention and copies cost what rows need, not what they may need
 TAIL_SHARE, MIN_TAIL_ROWS = 8, 8  # at most B / 8 rows (or 8) have the tails of their chunks computed apart
 CHUNK_BUCKETS = (1, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
@@ -57,57 +57,68 @@ def sample(logits: jax.Array, seeds: jax.Array, positions: jax.Array, temperatur
   return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'read'), donate_argnames=('cache',))
-def _prefill(config, params, cache, lengths, chunk, counts, *, read):
+@functools.partial(jax.jit, static_argnames=('config',), donate_argnames=('cache',))
+def _prefill(config, params, cache, lengths, chunk, counts):
   """Appends chunk i32[B, T], of which counts i32[B] tokens are real; logits f32[B, V] after each row's last real token."""
   model = Decoder(config)
-  hidden, cache = model.apply({'params': params}, chunk, lengths, cache, read, method='extend')
+  hidden, cache = model.apply({'params': params}, chunk, lengths, cache, method='extend')
   last = hidden[jnp.arange(chunk.shape[0]), jnp.maximum(counts - 1, 0)]
   return model.apply({'params': params}, last, method='logits'), cache
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'read'), donate_argnames=('cache', 'logits'))
-def _prefill_some(config, params, cache, logits, rows, lengths, chunk, counts, *, read):
+@functools.partial(jax.jit, static_argnames=('config',), donate_argnames=('cache', 'logits'))
+def _prefill_some(config, params, cache, logits, rows, lengths, chunk, counts):
   """`_prefill` of the rows i32[b] alone (all different); the other arrays have b rows too. Updates logits f32[B, V] where counts > 0."""
   some = jax.tree.map(lambda leaf: leaf[rows], cache)
-  new, some = _prefill(config, params, some, lengths, chunk, counts, read=read)
+  new, some = _prefill(config, params, some, lengths, chunk, counts)
   cache = jax.tree.map(lambda leaf, part: leaf.at[rows].set(part), cache, some)
   return logits.at[rows].set(jnp.where(counts[:, None] > 0, new, logits[rows])), cache
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'read', 'max_new'), donate_argnames=('cache',))
-def _decode(config, params, cache, lengths, logits, active, seeds, temperature, stop, limit, *, read, max_new):
+@functools.partial(jax.jit, static_argnames=('config', 'max_new'), donate_argnames=('cache',))
+def _decode(config, params, cache, lengths, logits, active, seeds, temperature, stop, limit, *, max_new):
   """Samples up to `limit` <= max_new tokens a row until `stop`. Every sampled token but a row's last enters the cache."""
   model = Decoder(config)
   batch = lengths.shape[0]
 
-  def keep_going(state):
-    i, done = state[0], state[1]
-    return (i < limit) & ~jnp.all(done)
-
-  def step(state):
-    i, done, cache, lengths, logits, tokens, logps, stop_logps, counts = state
+  def draw(i, done, lengths, logits, record):
+    tokens, logps, stop_logps, counts = record
     token = sample(logits, seeds, lengths, temperature)
     all_logps = jax.nn.log_softmax(logits, axis=-1)
     logp = all_logps[jnp.arange(batch), token]
-    stop_logps = jnp.where(done, stop_logps, all_logps[:, stop])
-    tokens = tokens.at[:, i].set(jnp.where(done, 0, token))
-    logps = logps.at[:, i].set(jnp.where(done, 0.0, logp))
-    counts = counts + ~done
-    done = done | (token == stop) | (i + 1 >= limit)
+    record = (
+      tokens.at[:, i].set(jnp.where(done, 0, token)),
+      logps.at[:, i].set(jnp.where(done, 0.0, logp)),
+      jnp.where(done, stop_logps, all_logps[:, stop]),
+      counts + ~done,
+    )
+    return token, done | (token == stop) | (i + 1 >= limit), record
 
-    def feed(cache, logits):
-      hidden, cache = model.apply({'params': params}, token[:, None], lengths, cache, read, method='extend')
-      return cache, model.apply({'params': params}, hidden[:, 0], method='logits')
+  def keep_going(state):
+    return ~jnp.all(state[1])
 
-    cache, logits = jax.lax.cond(jnp.all(done), lambda cache, logits: (cache, logits), feed, cache, logits)
+  def step(state):
+    i, done, token, cache, lengths, record = state
     # A finished row's write lands one past its end, where its next chunk overwrites it.
-    return i + 1, done, cache, lengths + ~done, logits, tokens, logps, stop_logps, counts
+    hidden, cache = model.apply({'params': params}, token[:, None], lengths, cache, method='extend')
+    lengths = lengths + ~done
+    token, done, record = draw(i, done, lengths, model.apply({'params': params}, hidden[:, 0], method='logits'), record)
+    return i + 1, done, token, cache, lengths, record
 
-  tokens, logps = jnp.zeros((batch, max_new), jnp.int32), jnp.zeros((batch, max_new))
-  start = (0, ~active, cache, lengths, logits, tokens, logps, jnp.zeros(batch), jnp.zeros(batch, jnp.int32))
-  _, _, cache, lengths, _, tokens, logps, stop_logps, counts = jax.lax.while_loop(keep_going, step, start)
-  return cache, lengths, tokens, logps, stop_logps, counts
+  record = (jnp.zeros((batch, max_new), jnp.int32), jnp.zeros((batch, max_new)), jnp.zeros(batch), jnp.zeros(batch, jnp.int32))
+  token, done, record = draw(0, ~active, lengths, logits, record)
+  _, _, _, cache, lengths, record = jax.lax.while_loop(keep_going, step, (1, done, token, cache, lengths, record))
+  return cache, lengths, *record
+
+
+@functools.partial(jax.jit, static_argnames=('length',))
+def _lengthen(cache, *, length):
+  """The cache with room for `length` tokens a row."""
+
+  def pad(leaf, axis):
+    return jnp.pad(leaf, [(0, length - leaf.shape[axis] if i == axis else 0) for i in range(leaf.ndim)])
+
+  return [(pad(keys, 3), pad(values, 2)) for keys, values in cache]
 
 
 class Rows:
@@ -115,7 +126,7 @@ class Rows:
 
   def __init__(self, config: DecoderConfig, params: Any, batch: int, max_length: int):
     self.config, self.params, self.max_length = config, params, max_length
-    self.cache: Cache = init_cache(config, batch, max_length)
+    self.cache: Cache = init_cache(config, batch, min(CACHE_BUCKET, max_length))  # as long as its rows need, see `_make_room`
     self.lengths = np.zeros(batch, np.int32)  # tokens of each row that are in the cache
 
   def prefill(self, chunks: Sequence[Sequence[int]], headroom: int = 0) -> jax.Array:
@@ -131,6 +142,7 @@ class Rows:
       raise ValueError(
         f'row {row} needs {self.lengths[row]} + {counts[row]} + {headroom} tokens, more than the context length of {self.max_length}'
       )
+    self._make_room(int(np.max(self.lengths + counts + headroom, where=counts > 0, initial=1)))
     chunk = np.zeros((len(chunks), bucket(int(counts.max()), CHUNK_BUCKETS)), np.int32)
     for row, ids in enumerate(chunks):
       chunk[row, : len(ids)] = ids
@@ -139,9 +151,7 @@ class Rows:
     widths = [width for width in CHUNK_BUCKETS if 1 < width < chunk.shape[1] and np.sum(counts > width) <= few < len(chunks)]
     width = widths[0] if widths else chunk.shape[1]
     heads = np.minimum(counts, width)
-    logits, self.cache = _prefill(
-      self.config, self.params, self.cache, self.lengths.copy(), chunk[:, :width], heads, read=self._read(self.lengths + heads, heads > 0)
-    )
+    logits, self.cache = _prefill(self.config, self.params, self.cache, self.lengths.copy(), chunk[:, :width], heads)
     self.lengths = self.lengths + heads
     tails = counts - heads
     if tails.any():
@@ -155,7 +165,6 @@ class Rows:
         self.lengths[rows],
         np.ascontiguousarray(chunk[rows, width : width + bucket(int(tails.max()), CHUNK_BUCKETS)]),
         tails[rows],
-        read=self._read(self.lengths + tails, tails > 0),
       )
       self.lengths = self.lengths + tails
     return logits
@@ -180,7 +189,6 @@ class Rows:
       np.float32(temperature),
       np.int32(stop),
       np.int32(max_new),
-      read=self._read(self.lengths + max_new, active),
       max_new=max_new,
     )
     self.lengths = np.array(lengths)
@@ -200,7 +208,8 @@ class Rows:
     self.cache = jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), self.cache)
     self.lengths = self.lengths[index]
 
-  def _read(self, needed: np.ndarray, active: np.ndarray) -> int:
-    """How much of the cache must be attended to, so that every active row sees all of itself."""
-    longest = int(np.max(needed, where=active, initial=1))
-    return min(self.max_length, -(-longest // READ_BUCKET) * READ_BUCKET)
+  def _make_room(self, needed: int) -> None:
+    """Grows the cache to the bucket that holds `needed` tokens a row; it never shrinks."""
+    length = min(self.max_length, -(-needed // CACHE_BUCKET) * CACHE_BUCKET)
+    if length > self.cache[0][0].shape[3]:
+      self.cache = _lengthen(self.cache, length=length)

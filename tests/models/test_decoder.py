@@ -1,7 +1,6 @@
 """The decoder: cached generation and whole rows compute the same numbers; attention sees what it may, and nothing else."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +32,9 @@ def whole(params, tokens):
   return np.asarray(rows(params, tokens, positions, mask))
 
 
-@functools.partial(jax.jit, static_argnames='read')
-def extend(params, tokens, lengths, cache, read):
-  return Decoder(CONFIG).apply({'params': params}, tokens, lengths, cache, read, method='extend')
+@jax.jit
+def extend(params, tokens, lengths, cache):
+  return Decoder(CONFIG).apply({'params': params}, tokens, lengths, cache, method='extend')
 
 
 def random_tokens(batch, time, seed=0):
@@ -48,7 +47,7 @@ def test_extending_a_cache_equals_the_whole_row(params, chunks):
   expected = whole(params, tokens)
   cache, parts, done = init_cache(CONFIG, 3, 16), [], 0
   for size in chunks:
-    hidden, cache = extend(params, tokens[:, done : done + size], np.full(3, done, np.int32), cache, 16)
+    hidden, cache = extend(params, tokens[:, done : done + size], np.full(3, done, np.int32), cache)
     parts.append(np.asarray(hidden))
     done += size
   np.testing.assert_allclose(np.concatenate(parts, axis=1), expected, atol=1e-4)
@@ -61,9 +60,9 @@ def test_rows_of_different_lengths_and_padding_do_not_disturb_each_other(params)
   # Row 0 takes 3 real tokens and row 1 takes 6; the rest of the chunk is junk. Then both go on where they are.
   first = np.full((2, 8), 39, np.int32)
   first[0, :3], first[1, :6] = tokens[0, :3], tokens[1, :6]
-  hidden_a, cache = extend(params, first, np.array([0, 0], np.int32), init_cache(CONFIG, 2, 10), 10)
+  hidden_a, cache = extend(params, first, np.array([0, 0], np.int32), init_cache(CONFIG, 2, 10))
   second = np.stack([tokens[0, 3:7], tokens[1, 6:10]])
-  hidden_b, _ = extend(params, second, np.array([3, 6], np.int32), cache, 10)
+  hidden_b, _ = extend(params, second, np.array([3, 6], np.int32), cache)
   np.testing.assert_allclose(hidden_a[0, :3], expected[0, :3], atol=1e-4)
   np.testing.assert_allclose(hidden_a[1, :6], expected[1, :6], atol=1e-4)
   np.testing.assert_allclose(hidden_b[0], expected[0, 3:7], atol=1e-4)
@@ -72,9 +71,9 @@ def test_rows_of_different_lengths_and_padding_do_not_disturb_each_other(params)
 
 def test_padding_beyond_the_end_of_the_cache_is_dropped(params):
   tokens = random_tokens(1, 8)
-  _, cache = extend(params, tokens[:, :6], np.array([0], np.int32), init_cache(CONFIG, 1, 8), 8)
+  _, cache = extend(params, tokens[:, :6], np.array([0], np.int32), init_cache(CONFIG, 1, 8))
   chunk = np.concatenate([tokens[:, 6:], np.full((1, 14), 7, np.int32)], axis=1)
-  hidden, _ = extend(params, chunk, np.array([6], np.int32), cache, 8)
+  hidden, _ = extend(params, chunk, np.array([6], np.int32), cache)
   np.testing.assert_allclose(hidden[0, :2], whole(params, tokens)[0, 6:], atol=1e-4)
 
 
