@@ -1,0 +1,27 @@
+"""A world of large rooms alone, where guidance nearly always helps: what stage 2 does for the content shows best here.
+
+    python -m mempi_jax.sweep --config=configs/large_rooms.py --workdir=runs/large_rooms
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mempi_jax.config import load_config
+
+
+def get_config() -> ConfigDict:
+  """The quick start's config without small rooms."""
+  config = load_config(Path(__file__).with_name('quickstart.py'))
+  config.world.small_fraction = 0.0
+  config.eval.games.heldout_goals = 0
+  config.eval.games.long_horizon = 0
+  return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+  """The overrides of each run."""
+  for household in ('maple', 'cedar'):
+    yield {'world.household': household, 'seed': 0}

@@ -1,0 +1,83 @@
+"""Runs every experiment of a config's `sweep()`: training, evaluation and report, each in a folder named after its overrides.
+
+    python -m mempi_jax.sweep --config=configs/alfworld_sweep.py --workdir=runs/alfworld_sweep --jobs=1
+
+Finished runs are skipped and killed ones go on, as each command does by itself. At the end runs that are comparable are pooled into
+WORKDIR/pooled/ (see `mempi_jax.report`). On a cluster, start one process a machine with `--shard=I/N`: machine I takes every N-th run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mempi_jax.config import ConfigError, load_sweep
+from mempi_jax.runtime.files import ensure_writable
+from mempi_jax.runtime.workdir import report_errors
+
+
+def folder_name(overrides: Mapping[str, Any]) -> str:
+  """'household=maple,seed=1': last names of the fields, with every character that a path could misread replaced."""
+  text = ','.join(f'{name.rpartition(".")[2]}={value}' for name, value in overrides.items())
+  return re.sub(r'[^A-Za-z0-9=,._-]', '_', text) or 'base'
+
+
+def run_one(config: str, workdir: Path, overrides: Mapping[str, Any]) -> int:
+  """Trains, evaluates and reports one run; what it prints goes to WORKDIR/log.txt. Returns the first exit status that is not 0."""
+  ensure_writable(workdir)
+  fields = [f'--config.{name}={value}' for name, value in overrides.items()]
+  commands = [
+    ['mempi_jax.train', f'--config={config}', f'--workdir={workdir}', *fields],
+    ['mempi_jax.evaluate', f'--config={config}', f'--workdir={workdir}', *fields],
+    ['mempi_jax.report', f'--workdir={workdir}'],
+  ]
+  with open(workdir / 'log.txt', 'ab') as log:
+    for command in commands:
+      status = subprocess.run([sys.executable, '-m', *command], stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+      if status:
+        return status
+  return 0
+
+
+def take_shard(runs: Sequence[Any], shard: str) -> list[Any]:
+  """Every N-th run from the I-th on, for shard 'I/N'. Raises ConfigError for another form."""
+  match = re.fullmatch(r'(\d+)/(\d+)', shard)
+  if not match or not int(match[1]) < int(match[2]):
+    raise ConfigError(f'shard {shard!r}: expected I/N with I from 0 to N - 1')
+  return list(runs[int(match[1]) :: int(match[2])])
+
+
+@report_errors
+def main(arguments: Sequence[str]) -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--config', required=True, metavar='FILE', help='config file with a sweep()')
+  parser.add_argument('--workdir', required=True, type=Path, metavar='FOLDER', help='one folder a run is made in it')
+  parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+  parser.add_argument('--shard', default='0/1', metavar='I/N', help='take every N-th run from the I-th on')
+  options = parser.parse_args(arguments)
+  runs = take_shard(load_sweep(options.config), options.shard)
+  folders = [options.workdir / folder_name(overrides) for overrides in runs]
+  failed = []
+  with concurrent.futures.ThreadPoolExecutor(max_workers=options.jobs) as pool:
+    waiting = {pool.submit(run_one, options.config, folder, overrides): folder for folder, overrides in zip(folders, runs, strict=True)}
+    for done in concurrent.futures.as_completed(waiting):
+      folder, status = waiting[done], done.result()
+      print(f'{folder.name}: {"finished" if status == 0 else f"failed with status {status}, see {folder / "log.txt"}"}', flush=True)
+      if status:
+        failed.append(folder)
+  if failed:
+    raise SystemExit(1)
+  if options.shard == '0/1' and len(folders) > 1:
+    pooled = ['mempi_jax.report', '--workdirs', *map(str, folders), '--out', str(options.workdir / 'pooled')]
+    subprocess.run([sys.executable, '-m', *pooled], check=True)
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])
