@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
 
   config.agent = ConfigDict()
   config.agent.path = ''  # '': the frozen agent that comes with the package
-  config.agent.context_length = 640
+  config.agent.context_length = 512
   config.agent.max_action_tokens = 12
   config.agent.temperature = 1.0
   config.agent.batch_size = 256  # episodes side by side
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
   config.policy = ConfigDict()
   config.policy.init = 'agent'  # or 'random'
   config.policy.model = 'tiny'  # the size when init is random
-  config.policy.max_prompt = 160
+  config.policy.max_prompt = 80
   config.policy.max_content = 16
 
   config.bank = ConfigDict()
@@ -68,9 +68,10 @@ def get_config() -> ConfigDict:
   config.stage2.signal = 'pooled'
   config.stage2.estimator = ConfigDict()  # of rollout/effects.py
   config.stage2.estimator.evidence = 3.0
-  config.stage2.estimator.local = 1.0
-  config.stage2.estimator.components = 32
-  config.stage2.estimator.half_life = 30.0
+  config.stage2.estimator.local = 4.0
+  config.stage2.estimator.components = 64
+  config.stage2.estimator.limit = 0.1
+  config.stage2.estimator.half_life = 40.0
   config.stage2.decision_loss = 'regression'  # or policy_gradient, ratio: the paper's plain form
   config.stage2.decision_beta = 0.05
   config.stage2.decision_clip = 0.2
@@ -89,7 +90,7 @@ def get_config() -> ConfigDict:
   config.stage2.evaluate_every = 5
   config.stage2.checkpoint_every = 10
   config.stage2.optimizer = optimizer_fields()
-  config.stage2.optimizer.learning_rate = 3e-4
+  config.stage2.optimizer.learning_rate = 1e-3
   config.stage2.optimizer.warmup = '3 steps'
 
   config.eval = ConfigDict()

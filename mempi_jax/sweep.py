@@ -69,7 +69,8 @@ def main(arguments: Sequence[str]) -> None:
     waiting = {pool.submit(run_one, options.config, folder, overrides): folder for folder, overrides in zip(folders, runs, strict=True)}
     for done in concurrent.futures.as_completed(waiting):
       folder, status = waiting[done], done.result()
-      print(f'{folder.name}: {"finished" if status == 0 else f"failed with status {status}, see {folder / "log.txt"}"}', flush=True)
+      outcome = f'failed with status {status}, see {folder / "log.txt"}' if status else 'finished'
+      print(f'{folder.name}: {outcome}', flush=True)
       if status:
         failed.append(folder)
   if failed:
