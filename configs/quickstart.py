@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
   config.stage2.updates = 60
   config.stage2.games = 1600
   config.stage2.groups = 64
+  config.stage2.replay = 2  # steps between updates on the decisions of contexts played before
   config.stage2.branches = 4  # K
   config.stage2.abstain_outcomes = 4  # m, cached once a context
   config.stage2.branch_seeds = 'shared'  # or 'independent', for the null world
@@ -87,8 +88,8 @@ def get_config() -> ConfigDict:
   config.stage2.inner_epochs = 1
   config.stage2.probe_games = 240
   config.stage2.probe_runs = 4
-  config.stage2.evaluate_every = 5
-  config.stage2.checkpoint_every = 10
+  config.stage2.evaluate_every = 15  # steps: 1 + replay are one update
+  config.stage2.checkpoint_every = 30
   config.stage2.optimizer = optimizer_fields()
   config.stage2.optimizer.learning_rate = 1e-3
   config.stage2.optimizer.warmup = '3 steps'

@@ -150,15 +150,18 @@ def train_stage2(world: World, policy: GuidancePolicy) -> GuidancePolicy:
     return load_policy(folder / 'policy')
   if config.decision_loss not in DECISION_LOSSES:
     raise ConfigError(f'stage2.decision_loss is {config.decision_loss!r}, expected one of {", ".join(DECISION_LOSSES)}')
+  if config.decision_loss == 'ratio' and config.replay:
+    raise ConfigError(f'stage2.replay is {config.replay}, expected 0: ratios of decision_loss ratio are those of branches just sampled')
   train_games = world.splits[TRAIN_SPLIT]
   runs = [world.tasks(train_games[: config.games], 'stage2', run) for run in range(config.abstain_outcomes)]
   source = RolloutSource(world.runner, make_tasks(runs), policy, config, seed=world.config.seed, folder=folder)
   probes = make_probes(world, policy, folder)
+  num_steps = config.updates * (1 + config.replay)
 
   def loss(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
     return stage2_loss(config, logit, logps, batch)
 
-  policy = fit(world, folder, 'stage 2', policy, source, loss, config, config.updates, inner_epochs=config.inner_epochs, evaluate=probes)
+  policy = fit(world, folder, 'stage 2', policy, source, loss, config, num_steps, inner_epochs=config.inner_epochs, evaluate=probes)
   files.mark_done(folder, {'updates': config.updates} | probes(policy.params))
   return policy
 
@@ -175,6 +178,8 @@ def stage2_loss(config: FrozenConfigDict, logit: jax.Array, logps: jax.Array, ba
         logit, batch.old_logit, batch.ref_logit, batch.decision_adv, batch.valid, num_generate=config.branches,
         clip_low=config.decision_clip, clip_high=config.decision_clip, kl=config.decision_kl,
       )  # fmt: skip
+  if not batch.targets.shape[1]:  # a replayed batch: decisions alone
+    return config.decision_weight * decision, {'loss/decision': decision, **metrics}
   content, content_metrics = content_policy_gradient_loss(
     logps, batch.old_logps, batch.ref_logps, batch.content_adv, batch.content_mask,
     clip_low=config.clip_low, clip_high=config.clip_high, kl=config.content_kl,

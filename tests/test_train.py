@@ -27,6 +27,7 @@ SMALL = {
   'stage1.checkpoint_every': 3,
   'stage1.optimizer.warmup': '1 steps',
   'stage2.updates': 3,
+  'stage2.replay': 1,
   'stage2.games': 16,
   'stage2.groups': 8,
   'stage2.branches': 2,
@@ -88,9 +89,9 @@ def test_workdir_and_results(finished):
 
 def test_metrics_of_both_stages(finished):
   stage1, stage2 = read_metrics(finished / 'stage1'), read_metrics(finished / 'stage2')
-  assert [line['step'] for line in stage1] == list(range(7)) and [line['step'] for line in stage2] == list(range(4))
+  assert [line['step'] for line in stage1] == list(range(7)) and [line['step'] for line in stage2] == list(range(7))
   assert stage1[-1]['val/loss'] < stage1[0]['val/loss']
-  assert {'rollout/success_generate', 'rollout/success_abstain', 'probe/p_generate_easy', 'train/loss'} <= stage2[-1].keys()
+  assert {'rollout/success_generate', 'rollout/success_abstain', 'probe/p_generate_easy', 'train/loss'} <= stage2[-1].keys() | stage2[-2].keys()
 
 
 def test_a_second_run_changes_nothing(finished, capsys):

@@ -1,7 +1,8 @@
 """Batches of stage 2, adaptation distillation (method section 3): counterfactual groups, played and turned into advantages.
 
-A step draws G contexts, samples K contents each from the current policy after a forced `[GENERATE]`, plays them beside the cached
+An update draws G contexts, samples K contents each from the current policy after a forced `[GENERATE]`, plays them beside the cached
 abstain outcomes of the same games, estimates the effect of guiding, and packs one row a group: the prompt once, its branches beside it.
+`replay` steps may follow it: the decision alone, on contexts that were played before, with the effects as they are estimated now [O].
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ABSTAINED = 'abstained.jsonl'
 
 
 class RolloutSource:
-  """Yields one batch of counterfactual groups a step.
+  """Yields batches: at every (1 + replay)-th step one of counterfactual groups, in between decisions alone.
 
   Args:
     runner: plays episodes with the frozen agent.
@@ -64,7 +65,12 @@ class RolloutSource:
     self.visits = [0] * len(tasks)
 
   def next(self, step: int, params: Any) -> tuple[TrainBatch, dict[str, float]]:
-    """Plays the groups of a step and returns them as a batch, with metrics of the rollout."""
+    """The batch of a step, with metrics of its rollout or of its effects."""
+    update, phase = divmod(step, 1 + self.config.replay)
+    return self._replayed(update, phase) if phase else self._played(update, params)
+
+  def _played(self, step: int, params: Any) -> tuple[TrainBatch, dict[str, float]]:
+    """Plays the groups of update `step`."""
     config = self.config
     chosen = self._contexts_of(step)
     self.policy.params = params
@@ -100,6 +106,20 @@ class RolloutSource:
     )
     batch = self._assemble(groups, content_adv, effects, old_logits, self.ref_logits[chosen], valid)
     return batch, self._metrics(groups, successes, rewards, content_adv, valid)
+
+  def _replayed(self, step: int, phase: int) -> tuple[TrainBatch, dict[str, float]]:
+    """Decisions in contexts that were played up to update `step`, without branches: prompts of up to G contexts."""
+    seen = np.array([i for i, visits in enumerate(self.visits) if visits and i in self.estimator.latest])
+    rng = np.random.default_rng(host_seed(self.seed, 'replay', step, phase))
+    chosen = np.sort(rng.permutation(seen)[: self.config.groups])
+    effects = self.estimator.estimate(chosen, step) if len(chosen) else np.zeros(0, np.float32)
+    rows = [
+      PackedRow(self.policy.prompt(self.contexts[i]), decision_adv=float(effect), ref_logit=float(self.ref_logits[i]))
+      for i, effect in zip(chosen, effects, strict=True)
+    ]
+    tokens = self.policy.max_prompt
+    batch = pack(rows, self.policy.tokenizer, num_rows=self.config.groups, row_tokens=tokens, branches=0, max_content=self.policy.max_content)
+    return batch, {}
 
   def state(self) -> dict[str, Any]:
     """What was observed; contexts, seeds and contents are functions of the step."""
