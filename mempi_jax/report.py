@@ -1,7 +1,7 @@
 """One HTML page of a run's results, or one table of several runs (method section 5).
 
-    python -m mempi_jax.report --workdir W                  writes W/report/index.html and its pictures
-    python -m mempi_jax.report --workdirs A B C --out DIR   pools runs of several households and seeds: DIR/index.html, table.md, results.json
+    python -m mempi_jax.report --workdir W                  W/report/index.html and its pictures
+    python -m mempi_jax.report --workdirs A B C --out DIR   pools runs of several households and seeds in DIR/: index.html, table.md, results.json
 
 The page needs no network and runs no script. Text of games, agents and policies comes from outside: the template escapes all of it, and
 characters that could hide or reorder text are shown by their code. What a workdir does not have yet is left out of its page.
@@ -133,10 +133,10 @@ def headlines(
     )
   if memory in gaps:
     gap = gaps[memory]
-    since = f'; {_points(growth)} since stage 1' if growth is not None else ''
+    since = f', a change of {_points(growth)} since stage 1' if growth is not None else ''
     sentences.append(
-      f'It abstains more on the easiest fifth of the games than on the hardest by {_points(gap)}{since}. '
-      'That this is learned and not drift can only be told beside the null controls.'
+      f'Its abstain rate on the easiest fifth of the games minus that on the hardest is {_points(gap)}{since}. '
+      'Whether that is learned or drift can only be told beside the null controls.'
     )
   if ('oracle', 'none') in pairs and 'oracle' in cells:
     sentences.append(f'Truthful guidance (an upper bound) reaches {_percent(cells["oracle"])}.')
@@ -167,7 +167,8 @@ def markdown(page: Mapping[str, Any]) -> str:
       f'| {"–" if effect is None else f"{effect:.3f}"} |'
     )
   for memory, gap in page['gaps'].items():
-    lines += ['', f'{plots.label(memory)}: abstain rate on the easiest fifth minus that on the hardest {gap.value:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}].']
+    interval = f'{gap.value:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]'
+    lines += ['', f'{plots.label(memory)}: abstain rate on the easiest fifth minus that on the hardest {interval}.']
   if page['growth'] is not None:
     growth = page['growth']
     lines += ['', f'Growth of that gap since stage 1: {growth.value:+.2f} [{growth.low:+.2f}, {growth.high:+.2f}].']
@@ -182,7 +183,9 @@ def markdown(page: Mapping[str, Any]) -> str:
 # The parts of a page.
 
 
-def _evaluation(rows: Sequence[Record], comparisons: Sequence[Record], episodes: Sequence[Record], base_runs: Sequence[Record]) -> dict[str, Any]:
+def _evaluation(
+  rows: Sequence[Record], comparisons: Sequence[Record], episodes: Sequence[Record], base_runs: Sequence[Record]
+) -> dict[str, Any]:
   """Everything on a page that comes from an evaluation; what cannot be computed yet is empty."""
   learned = [memory for memory in LEARNED if any(e['memory'] == memory and e['split'] == MAIN_SPLIT for e in episodes)]
   has_none = any(e['memory'] == 'none' and e['split'] == MAIN_SPLIT for e in episodes)
@@ -251,10 +254,11 @@ def _readable(episode: Record) -> Record:
 def _run_table(runs: Sequence[tuple[str, int, Path]], episodes: Sequence[Record]) -> list[dict[str, Any]]:
   table = []
   for household, seed, _ in runs:
-    own = [e for e in episodes if (e['household'], e['run_seed'], e['split']) == (household, seed, MAIN_SPLIT) and e['status'] != 'env_error']
     outcomes: dict[str, list[bool]] = {}
-    for episode in own:
-      outcomes.setdefault(episode['memory'], []).append(episode['success'])
+    for episode in episodes:
+      is_own = (episode['household'], episode['run_seed'], episode['split']) == (household, seed, MAIN_SPLIT)
+      if is_own and episode['status'] != 'env_error':
+        outcomes.setdefault(episode['memory'], []).append(episode['success'])
     rates = {memory: round(sum(solved) / len(solved), 6) for memory, solved in outcomes.items()}
     table.append({'household': household, 'seed': seed, 'n': max(map(len, outcomes.values()), default=0), 'success': rates})
   return table
@@ -369,7 +373,7 @@ def _read_json(path: Path) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """The command line."""
-  parser = argparse.ArgumentParser(prog='python -m mempi_jax.report', description='Writes the report of a run, or one table of several runs.')
+  parser = argparse.ArgumentParser(prog='python -m mempi_jax.report', description='The report of a run, or one table of several runs.')
   which = parser.add_mutually_exclusive_group(required=True)
   which.add_argument('--workdir', type=Path, metavar='FOLDER', help='a run; the page is FOLDER/report/index.html')
   which.add_argument('--workdirs', type=Path, nargs='+', metavar='FOLDER', help='runs to pool; needs --out')

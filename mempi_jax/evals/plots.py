@@ -99,15 +99,16 @@ def differences(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
   splits = list(dict.fromkeys(row['split'] for row in comparisons))
   figure = _figure(7.2, 0.9 + 0.36 * (len(comparisons) + 0.9 * len(splits)))
   axes = figure.add_subplot()
-  widest = max(max(abs(end) for end in row['ci95']) for row in comparisons)
-  limit = min(1.0, math.ceil((widest + 0.03) * 10) / 10)
+  # Tenths that hold every interval, and 0.
+  left = max(-1.0, math.floor(min(0.0, *(row['ci95'][0] - 0.02 for row in comparisons)) * 10) / 10)
+  right = min(1.0, math.ceil(max(0.0, *(row['ci95'][1] + 0.02 for row in comparisons)) * 10) / 10)
   y, ticks, names = 0.0, [], []
   for split in splits:
-    axes.text(-limit, y, split_label(split), weight='bold', va='center')
+    axes.text(left, y, split_label(split), weight='bold', va='center')
     y += 0.9
     for row in (row for row in comparisons if row['split'] == split):
       _point(axes, row['a'], row['diff'], y, x_interval=row['ci95'])
-      axes.text(limit * 1.02, y, f'{row["diff"]:+.2f}', va='center', ha='left', fontsize=10)
+      axes.text(right + 0.015 * (right - left), y, f'{row["diff"]:+.2f}'.replace('-', '−'), va='center', ha='left', fontsize=10)
       ticks.append(y)
       names.append(f'{_short(row["a"])} − {_short(row["b"])}')
       y += 1.0
@@ -115,7 +116,7 @@ def differences(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
   axes.axvline(0.0, color=_ink('quiet'), lw=1.2)
   axes.set_yticks(ticks, names)
   axes.set_ylim(y - 0.5, -0.7)
-  axes.set_xlim(-limit, limit)
+  axes.set_xlim(left, right)
   axes.grid(axis='y', visible=False)
   axes.set_xlabel('difference of success rates, with 95% interval over games')
   return figure
@@ -148,14 +149,14 @@ def abstention(details: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
   alone = [row['base_success'] if value is None else value for row, value in zip(first, fresh)]
   what = 'agent alone: success' + ('' if None in fresh else ' (in the evaluated episodes)')
   axes.bar(buckets, alone, width=0.72, color=_ink('faint'), zorder=1, label=what)
-  for shift, (memory, rows) in zip(np.linspace(-0.06, 0.06, len(details)), details.items()):
+  for shift, (memory, rows) in zip(np.linspace(-0.06, 0.06, len(details)), reversed(list(details.items()))):
     x = [row['bucket'] + shift for row in rows]
     y = [row['abstain_rate'] for row in rows]
     errors = np.abs(np.array([row['ci95'] for row in rows]).T - y)
     name = f'{label(memory)}: abstains'
     axes.errorbar(x, y, errors, color=colour(memory), marker=MARKERS.get(memory, 'o'), ms=8, lw=2, capsize=3, zorder=3, label=name)
   axes.set_xticks(buckets, [{1: '1\neasiest', 5: '5\nhardest'}.get(bucket, str(bucket)) for bucket in buckets])
-  axes.set_ylim(0.0, 1.02)
+  axes.set_ylim(-0.04, 1.04)
   axes.grid(axis='x', visible=False)
   axes.set_xlabel('fifth of the held-out games, by difficulty')
   axes.set_ylabel('share of episodes')
@@ -187,9 +188,9 @@ def training(records: Sequence[Mapping[str, float]]) -> Figure:
       # With one curve the title names it.
       short = name.removeprefix(title).strip('_ ') or name.rsplit('/', 1)[-1]
       axes.plot(steps, values, color=line_colour, lw=1.8, marker='o' if few else None, ms=3.5, label=short)
-    axes.set_title(title if len(names) > 1 else names[0], loc='left', fontsize=10)
+    axes.set_title(title if len(names) > 1 else names[0], loc='left', fontsize=10, pad=20 if len(names) > 1 else 6)
     if len(names) > 1:
-      axes.legend(frameon=False, fontsize=8, loc='best', handlelength=1.2)
+      axes.legend(frameon=False, fontsize=8, ncols=4, handlelength=1.0, columnspacing=0.9, loc='lower left', bbox_to_anchor=(-0.03, 0.98))
     if index >= len(shown) - columns:
       axes.set_xlabel('step')
       axes.tick_params(labelbottom=True)

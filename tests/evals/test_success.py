@@ -33,7 +33,7 @@ def episode(memory, task, solved, *, split='heldout_games', seed=0, decision='[G
 
 def evaluation(outcomes, **kwargs):
   """outcomes: memory -> list of bool, one a task."""
-  return [episode(memory, f't{i:03d}', solved, **kwargs) for memory, solved_list in outcomes.items() for i, solved in enumerate(solved_list)]
+  return [episode(memory, f't{i:03d}', solved, **kwargs) for memory, row in outcomes.items() for i, solved in enumerate(row)]
 
 
 TWELVE = {'mempi': [True] * 10 + [False] * 2, 'none': [True] * 2 + [False] * 8 + [True, False]}
