@@ -1,7 +1,7 @@
 """One HTML page of a run's results, or one table of several runs (method section 5).
 
     python -m mempi_jax.report --workdir W                  W/report/index.html and its pictures
-    python -m mempi_jax.report --workdirs A B C --out DIR   pools runs of several households and seeds in DIR/: index.html, table.md, results.json
+    python -m mempi_jax.report --workdirs A B C --out DIR   several households and seeds pooled: DIR/index.html, table.md, results.json
 
 The page needs no network and runs no script. Text of games, agents and policies comes from outside: the template escapes all of it, and
 characters that could hide or reorder text are shown by their code. What a workdir does not have yet is left out of its page.
