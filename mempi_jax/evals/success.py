@@ -228,15 +228,15 @@ def paired(episodes: Sequence[Record], split: str, a: str, b: str) -> list[tuple
 def pool(runs: Sequence[tuple[str, int, str | Path]]) -> list[Record]:
   """The episodes of several runs as one list, each with the fields `household` and `run_seed`.
 
-  Games are told apart by household and task_id: runs of the same household that differ in seed share their games, and a game's episodes
-  are one cluster. So intervals are about new games; how much runs differ shows in the runs' own tables.
+  Games are told apart by household and task_id; a game that several runs played is one cluster. So intervals are about new games; how
+  much training runs differ shows in the runs' own tables.
 
   Args:
     runs: (household, seed, workdir) of each run.
 
   Raises:
-    EpisodesError: no runs, or the same household and seed twice. ManifestError: runs that are not comparable, household and seed apart;
-      names both folders. What `read_episodes` raises.
+    EpisodesError: no runs, or the same household and seed twice. ManifestError: runs that are not comparable, household, seed and
+      the games made from them apart; names both folders. What `read_episodes` raises.
   """
   return _pool(runs, read_episodes)
 
@@ -286,10 +286,8 @@ def _pool(runs: Sequence[tuple[str, int, str | Path]], read: Any) -> list[Record
 
 
 def _without_run(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """A manifest without what may differ between pooled runs."""
-  return {
-    name: _without_run(value) if isinstance(value, Mapping) else value for name, value in tree.items() if name not in ('household', 'seed')
-  }
+  """A manifest without what may differ between pooled runs: household, seed, and the hashes of the games that these two decide."""
+  return {name: value for name, value in tree.items() if name not in ('household', 'seed', 'games')}
 
 
 def _find(tree: Mapping[str, Any], name: str) -> list[Any]:

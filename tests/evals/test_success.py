@@ -169,8 +169,13 @@ def test_missing_field_and_missing_file(tmp_path):
 MANIFEST = {'agent_hash': 'x', 'step_cap': 10, 'sampler': {'greedy': True}, 'household': 1, 'seed': 0}
 
 
+def manifest_of(household, seed):
+  """As a run writes it: the games follow from household and seed."""
+  return {**MANIFEST, 'household': household, 'seed': seed, 'games': {'heldout_games': f'hash of {household} {seed}'}}
+
+
 def test_pool_clusters_games_over_seeds_and_separates_households(tmp_path):
-  runs = [(h, s, write(tmp_path / f'{h}{s}', evaluation(TWELVE), {**MANIFEST, 'household': h, 'seed': s})) for h in 'ab' for s in (0, 1)]
+  runs = [(h, s, write(tmp_path / f'{h}{s}', evaluation(TWELVE), manifest_of(h, s))) for h in 'ab' for s in (0, 1)]
   pooled = success.pool(runs)
   rows = success.summarise(pooled)
   assert [row['n'] for row in rows] == [48, 48]
