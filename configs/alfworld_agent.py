@@ -16,10 +16,10 @@ def get_config() -> ConfigDict:
 
   config.demonstrations = ConfigDict(
     {
-      'households': 80,
+      'households': 150,
       'games_per_household': 100,
       'long_share': 0.1,
-      'small_fraction': 0.35,
+      'small_fraction': 0.5,
       'guided': 0.4,
       'rule': 0.2,
       'pitfall': 0.15,
@@ -30,10 +30,10 @@ def get_config() -> ConfigDict:
     }
   )
 
-  config.train = ConfigDict({'num_steps': 450, 'batch_rows': 8, 'row_tokens': 384})
+  config.train = ConfigDict({'num_steps': 1200, 'batch_rows': 8, 'row_tokens': 384, 'observation_weight': 0.2})
   config.optimizer = optimizer_fields()
   config.optimizer.name = 'muon'
-  config.optimizer.learning_rate = 5e-3
+  config.optimizer.learning_rate = 8e-3
   config.optimizer.schedule = 'cosine'
   config.optimizer.warmup = '20 steps'
   config.optimizer.end_factor = 0.05

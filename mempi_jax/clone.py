@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
   # 2. The tokenizer, and the demonstrations as packed rows.
   tokenizer = train_tokenizer(texts_of(demonstrations), config.tokenizer.vocab_size, config.tokenizer.num_phrases)
   random.Random(config.seed).shuffle(demonstrations)
-  transcripts = [transcript(tokenizer, demonstration) for demonstration in demonstrations]
+  transcripts = [transcript(tokenizer, demonstration, config.train.observation_weight) for demonstration in demonstrations]
   rows = pack_transcripts(transcripts, row_tokens=config.train.row_tokens)
   print(
     f'{len(demonstrations)} demonstrations, {sum(len(ids) for ids, _ in transcripts)} tokens, {len(rows)} rows, '

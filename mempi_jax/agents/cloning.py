@@ -125,8 +125,10 @@ def texts_of(demonstrations: Sequence[Demonstration]) -> list[str]:
   return texts
 
 
-def transcript(tokenizer: Tokenizer, demonstration: Demonstration) -> tuple[list[int], list[float]]:
-  """The agent's transcript as ids, and the loss weight of each: 1 on the expert's actions and on guidance, 0 elsewhere."""
+def transcript(tokenizer: Tokenizer, demonstration: Demonstration, observation_weight: float) -> tuple[list[int], list[float]]:
+  """The agent's transcript as ids, and the loss weight of each: 1 on the expert's actions and on guidance, 0 on random actions and on the
+  opening, `observation_weight` on what the actions brought. Observations repeat names that stand before them, so predicting them
+  teaches a small model early to copy, which acting needs."""
   ids = opening(tokenizer, demonstration.context)
   weights = [0.0] * len(ids)
 
@@ -143,7 +145,7 @@ def transcript(tokenizer: Tokenizer, demonstration: Demonstration) -> tuple[list
   for i, (action, observation) in enumerate(zip(demonstration.actions, demonstration.observations, strict=True)):
     add(action_tokens(tokenizer, action), 1.0 if demonstration.is_expert[i] else 0.0)
     if i < last:  # nothing is written after the last observation
-      add(agent_turn(tokenizer, observation), 0.0)
+      add(agent_turn(tokenizer, observation), observation_weight)
   return ids, weights
 
 

@@ -71,7 +71,7 @@ def test_demonstrations(demonstrations):
 
 def test_transcript_is_what_the_agent_reads_and_writes(demonstrations, tokenizer):
   demonstration = next(d for d in demonstrations if d.guidance and not all(d.is_expert))
-  ids, weights = transcript(tokenizer, demonstration)
+  ids, weights = transcript(tokenizer, demonstration, 0.0)
   prompt = agent_prompt(tokenizer, demonstration.context, Guidance(Decision.GENERATE, demonstration.guidance))
   assert ids[: len(prompt)] == prompt
   # All that counts besides the guidance are the expert's actions.
@@ -83,12 +83,14 @@ def test_transcript_is_what_the_agent_reads_and_writes(demonstrations, tokenizer
     for t in action_tokens(tokenizer, action)
   ]
   assert counted == expected
+  _, weights = transcript(tokenizer, demonstration, 0.25)
+  assert set(weights) == {0.0, 0.25, 1.0}
   text = ' '.join(tokenizer.decode([i for i, w in zip(prompt, weights, strict=False) if w]).split())
   assert text == demonstration.guidance
 
 
 def test_packing(demonstrations, tokenizer):
-  transcripts = [transcript(tokenizer, demonstration) for demonstration in demonstrations]
+  transcripts = [transcript(tokenizer, demonstration, 0.0) for demonstration in demonstrations]
   rows = pack_transcripts(transcripts, row_tokens=300)
   assert len(rows) < len(transcripts)
   packed = batch_of(rows, range(len(rows)))
@@ -107,7 +109,7 @@ def test_packing(demonstrations, tokenizer):
 def test_loss_of_a_packed_row_is_that_of_its_transcripts(demonstrations, tokenizer):
   config = preset('dummy', tokenizer.vocab_size)
   params = init_params(config, jax.random.key(0))
-  pair = [transcript(tokenizer, demonstration) for demonstration in demonstrations[:2]]
+  pair = [transcript(tokenizer, demonstration, 0.0) for demonstration in demonstrations[:2]]
   length = sum(len(ids) for ids, _ in pair)
 
   def loss(rows):
