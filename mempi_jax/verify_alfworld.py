@@ -302,6 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       reports.append(report)
       for mismatch in report.mismatches:
         bar.write(f'MISMATCH {mismatch}', file=sys.stdout)
+        sys.stdout.flush()
       bar.update()
       bar.set_postfix(failed=sum(bool(r.mismatches) for r in reports))
   failed = sum(bool(report.mismatches) for report in reports)
