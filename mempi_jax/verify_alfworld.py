@@ -34,6 +34,7 @@ from mempi_jax.envs.alfworld.simulator import NOTHING, Simulator
 
 KINDS = ('walk', 'expert', 'random')
 EXPERT_STEPS = 40
+DEADLINE = 900.0  # seconds for the engine's answer: long, since a slow machine is no mismatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +238,7 @@ def verify(games: Sequence[Game], seed: int, *, workers: int, random_steps: int,
     todo.put(item)
 
   def work() -> None:
-    engine = EngineEnv({}, memoise=memoise)
+    engine = EngineEnv({}, memoise=memoise, reset_deadline=DEADLINE, step_deadline=DEADLINE)
     try:
       while True:
         try:

@@ -17,7 +17,7 @@ class SimulatedEngine:
 
   spoil = staticmethod(lambda command, step: step)
 
-  def __init__(self, games=None, memoise=False):
+  def __init__(self, games=None, memoise=False, reset_deadline=0.0, step_deadline=0.0):
     pass
 
   def start(self, game):
