@@ -42,15 +42,22 @@ use_environment() {
   "$python" -m pip --version > /dev/null 2>&1 || fail "$python has no pip; install it with: $python -m ensurepip"
 }
 
-# install EXTRAS: the package, editable, with the given extras ('' for none). Skipped when this setup.py was installed before with them.
+# install EXTRAS MESSAGE [LOG]: the package, editable, with the given extras ('' for none). Skipped, without the message, when this setup.py was
+# installed with them before. A third argument names the file that pip's own words go to.
 install() {
-  local extras="$1" prefix stamp
+  local extras="$1" message="$2" log="${3:-}" prefix stamp
   prefix="$("$python" -c 'import sys; print(sys.prefix)')"
   stamp="$prefix/.mempi_jax-installed${extras:+-$extras}"
   if [[ -f "$stamp" && "$(cat "$stamp")" == "$root $(cksum < "$root/setup.py")" ]]; then
     return 0
   fi
-  "$python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}" || return 1
+  echo "$message" >&2
+  local command=("$python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}")
+  if [[ -n "$log" ]]; then
+    "${command[@]}" > "$log" 2>&1 || return 1
+  else
+    "${command[@]}" || return 1
+  fi
   echo "$root $(cksum < "$root/setup.py")" > "$stamp"
 }
 
@@ -58,11 +65,11 @@ install() {
 install_alfworld() {
   local log="$root/.venv/alfworld-build.log"
   [[ -n "${VIRTUAL_ENV:-}" ]] && log="$VIRTUAL_ENV/alfworld-build.log"
-  echo 'Installing the real ALFWorld engine (builds from source, about two minutes) ...'
-  if install alfworld > "$log" 2>&1; then
+  rm -f "$log"
+  if install alfworld 'Installing the real ALFWorld engine (builds from source, minutes) ...' "$log"; then
     rm -f "$log"
     return 0
   fi
-  echo "The real ALFWorld engine could not be installed (it needs a C++ compiler): the replay on it will be skipped. Build log: $log"
+  echo "The real ALFWorld engine could not be installed (it builds from source with a C++ compiler): the replay on it will be skipped. Build log: $log"
   return 1
 }

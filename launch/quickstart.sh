@@ -11,8 +11,7 @@ workdir="${1:-$root/runs/quickstart}"
 mkdir -p "$workdir" || fail "cannot make the working folder $workdir"
 
 use_environment
-echo 'Installing mempi_jax ...'
-install '' || fail 'the installation failed; its messages are above'
+install '' 'Installing mempi_jax ...' || fail 'the installation failed; its messages are above'
 replay='with'
 install_alfworld || replay='without'
 

@@ -14,8 +14,7 @@ esac
 
 cd "$root"
 use_environment
-echo 'Installing mempi_jax with what its tests need ...'
-install test || fail 'the installation failed; its messages are above'
+install test 'Installing mempi_jax with what its tests need ...' || fail 'the installation failed; its messages are above'
 if command -v g++ > /dev/null || command -v clang++ > /dev/null; then
   install_alfworld || true
 else
