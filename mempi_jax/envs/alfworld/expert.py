@@ -1,7 +1,6 @@
 """A scripted player that explores: it knows what a visitor knows, reads the text alone, and never sees the simulator's state [O].
 
-It knows what may be kept where (`tables`), but not this household's habits: it searches the kinds of receptacle in a random order,
-unless guidance names one. It shows the agent how to play (cloning), recovery from wrong guidance and odd moments included.
+It does not know this household's habits: it goes down the list of receptacles from a random one, unless guidance names a kind. It shows the agent how to play (cloning), recovery from wrong guidance and odd moments included.
 """
 
 from __future__ import annotations
@@ -9,9 +8,6 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-
-from mempi_jax.envs.alfworld import tables
-from mempi_jax.envs.alfworld.tables import text_name
 
 _GOALS = (  # the templates of official ALFWorld goals, most special first
   (re.compile(r'put a (?P<state>clean|hot|cool) (?P<target>\w+) in (?P<destination>\w+)'), 1),
@@ -25,7 +21,6 @@ _GOALS = (  # the templates of official ALFWorld goals, most special first
 _VERBS = {'clean': 'clean', 'hot': 'heat', 'heat': 'heat', 'cool': 'cool'}
 _TOOLS = {'clean': 'sinkbasin', 'heat': 'microwave', 'cool': 'fridge'}
 _LAMP_PLACES = ('desk', 'sidetable', 'dresser', 'shelf')  # where desk lamps stand, likeliest first
-_HOLDS = {text_name(kind): frozenset(map(text_name, objects)) for kind, objects in tables.HOLDS.items()}
 
 _NAME = r'[a-z]+ \d+'
 _ARRIVED = re.compile(rf'You arrive at ({_NAME})\.')
@@ -74,9 +69,10 @@ class ExploringExpert:
     """Starts a game. `observation` lists the receptacles; `guidance` may say that the target is usually or seldom in some kind."""
     self.goal = parse_goal(goal)
     listed = observation.partition('you see ')[2].partition('.')[0]
-    self.receptacles = sorted(set(re.findall(_NAME, listed)), key=lambda name: (kind_of(name), int(name.rpartition(' ')[2])))
+    self.receptacles = list(dict.fromkeys(re.findall(_NAME, listed)))  # in the order of the text
     if not self.receptacles:
       raise ValueError(f'the first observation lists no receptacles: {observation!r}')
+    self.last = ''  # the last action
     self.place: str | None = None
     self.holding: str | None = None
     self.origin: str | None = None  # where the held object was taken from
@@ -89,6 +85,14 @@ class ExploringExpert:
   def act(self, observation: str) -> str:
     """The next command, given what the last one brought."""
     self._read(observation)
+    self.last = self._decide()
+    return self.last
+
+  def overruled(self, action: str) -> None:
+    """Another action than the last advice was taken."""
+    self.last = action
+
+  def _decide(self) -> str:
     if self.holding is None:
       found = self._known_target()
       return self._take(*found) if found else self._explore(self.order)
@@ -102,15 +106,13 @@ class ExploringExpert:
     self.home = self.home or self._first(self.goal.destination)
     return self._deliver(self.home) if self.home else 'look'
 
-  def overruled(self, action: str) -> None:
-    """Another action than the last advice was taken. What it does is read from its observation, so nothing needs to be kept."""
-    del action
-
   # What the text says.
 
   def _read(self, observation: str) -> None:
     if match := _ARRIVED.search(observation):
       self.place = match[1]
+    elif observation == 'Nothing happens.' and self.last.removeprefix('go to ') in self.receptacles:
+      self.place = self.last.removeprefix('go to ')  # it can be reached from where the player stands
     if match := _SHUT.search(observation):
       self.closed.add(match[1])
     for match in _CLOSED.finditer(observation):
