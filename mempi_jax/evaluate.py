@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from mempi_jax.config import ConfigError, parse_command_line
-from mempi_jax.envs.alfworld.env import make_env
 from mempi_jax.evals.abstention import by_difficulty
 from mempi_jax.evals.success import BASE_RUNS_FILE, EPISODES_FILE, compare, present_pairs, read_base_runs, read_episodes, summarise
 from mempi_jax.experience.bank import episode_record, read_bank
@@ -131,7 +130,7 @@ def replay_on_engine(world: World, path: Path) -> dict[str, Any]:
   count = world.config.eval.replay_episodes
   if path.exists():
     return files.read_json(path)
-  from mempi_jax.envs.alfworld.engine import engine_available
+  from mempi_jax.envs.alfworld.engine import EngineEnv, engine_available
 
   available = engine_available() if count else 'eval.replay_episodes is 0'
   if available is not True:
@@ -142,7 +141,7 @@ def replay_on_engine(world: World, path: Path) -> dict[str, Any]:
     distinct = list({(r['task_id'], tuple(action for action, _ in r['steps'])): r for r in records}.values())
     chosen = [distinct[i * len(distinct) // count] for i in range(min(count, len(distinct)))]
     disagreements = []
-    env = make_env('engine', world.games)
+    env = EngineEnv(world.games, memoise=True)
     with progress(len(chosen), 'real engine replay') as bar:
       for record in chosen:
         env.reset(Task(record['env'], record['task_id'], record['split'], record['seed']))
