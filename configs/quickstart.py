@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   config.world.household = 'maple'  # its name alone decides where things are kept there
   config.world.backend = 'simulator'  # or 'engine': the real ALFWorld, a thousand times slower
   config.world.small_fraction = 0.4  # share of small rooms, where searching is cheap
-  config.world.max_steps = 10
+  config.world.max_steps = 12
   config.world.max_steps_long = 24  # long_horizon games
   config.world.guidance_effect = 'real'  # or null, oracle, mixed: the control worlds
 
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
   config.agent.path = ''  # '': the frozen agent that comes with the package
   config.agent.context_length = 512
   config.agent.max_action_tokens = 12
-  config.agent.temperature = 1.0
+  config.agent.temperature = 0.7
   config.agent.batch_size = 256  # episodes side by side
 
   config.policy = ConfigDict()
@@ -56,9 +56,9 @@ def get_config() -> ConfigDict:
   config.stage1.optimizer.warmup = '10 steps'
 
   config.stage2 = ConfigDict()
-  config.stage2.updates = 60
-  config.stage2.games = 1600
-  config.stage2.groups = 64
+  config.stage2.updates = 50
+  config.stage2.games = 960
+  config.stage2.groups = 48
   config.stage2.replay = 2  # steps between updates on the decisions of contexts played before
   config.stage2.branches = 4  # K
   config.stage2.abstain_outcomes = 4  # m, cached once a context
@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
   config.stage2.content_kl = 0.01
   config.stage2.content_weight = 1.0
   config.stage2.inner_epochs = 1
-  config.stage2.probe_games = 240
+  config.stage2.probe_games = 180
   config.stage2.probe_runs = 4
   config.stage2.evaluate_every = 15  # steps: 1 + replay are one update
   config.stage2.checkpoint_every = 30
