@@ -24,13 +24,13 @@ def get_config() -> ConfigDict:
       'rule': 0.2,
       'pitfall': 0.15,
       'wrong': 0.1,
-      'wandering': 0.4,
-      'random_actions': 0.12,
+      'wandering': 0.5,
+      'random_actions': 0.15,
       'max_steps': 26,
     }
   )
 
-  config.train = ConfigDict({'num_steps': 1200, 'batch_rows': 8, 'row_tokens': 384, 'observation_weight': 0.2})
+  config.train = ConfigDict({'num_steps': 1600, 'batch_rows': 8, 'row_tokens': 384, 'observation_weight': 0.2})
   config.optimizer = optimizer_fields()
   config.optimizer.name = 'muon'
   config.optimizer.learning_rate = 8e-3
@@ -42,14 +42,14 @@ def get_config() -> ConfigDict:
   config.measure = ConfigDict(
     {
       'households': ('dev-0', 'dev-1'),
-      'games': 300,
+      'games': 200,
       'small_fraction': 0.4,
-      'max_steps': 10,
+      'max_steps': 16,
       'max_steps_long': 24,
       'batch_size': 256,
       'context_length': 512,
       'max_action_tokens': 12,
-      'temperature': 1.0,
+      'temperature': 0.5,
     }
   )
   return config

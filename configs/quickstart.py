@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   config.world.household = 'maple'  # its name alone decides where things are kept there
   config.world.backend = 'simulator'  # or 'engine': the real ALFWorld, a thousand times slower
   config.world.small_fraction = 0.4  # share of small rooms, where searching is cheap
-  config.world.max_steps = 12
+  config.world.max_steps = 16
   config.world.max_steps_long = 24  # long_horizon games
   config.world.guidance_effect = 'real'  # or null, oracle, mixed: the control worlds
 
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
   config.agent.path = ''  # '': the frozen agent that comes with the package
   config.agent.context_length = 512
   config.agent.max_action_tokens = 12
-  config.agent.temperature = 0.7
+  config.agent.temperature = 0.5
   config.agent.batch_size = 256  # episodes side by side
 
   config.policy = ConfigDict()
@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
   config.stage2.branch_seeds = 'shared'  # or 'independent', for the null world
   config.stage2.temperature = 1.0
   config.stage2.length_form = 'outcome_gated'
-  config.stage2.length_weight = 0.2  # λ
+  config.stage2.length_weight = 0.4  # λ
   config.stage2.signal = 'pooled'
   config.stage2.estimator = ConfigDict()  # of rollout/effects.py
   config.stage2.estimator.evidence = 3.0
@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
   config.stage2.evaluate_every = 15  # steps: 1 + replay are one update
   config.stage2.checkpoint_every = 30
   config.stage2.optimizer = optimizer_fields()
-  config.stage2.optimizer.learning_rate = 1e-3
+  config.stage2.optimizer.learning_rate = 2e-3
   config.stage2.optimizer.warmup = '3 steps'
 
   config.eval = ConfigDict()

@@ -13,14 +13,19 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mempi_jax.envs.alfworld import tables
 from mempi_jax.envs.alfworld.env import AlfworldEnv
 from mempi_jax.envs.alfworld.expert import ExploringExpert
 from mempi_jax.envs.alfworld.game import Game
 from mempi_jax.envs.alfworld.generator import generate_games, seldom, usually
+from mempi_jax.envs.alfworld.tables import text_name
 from mempi_jax.policy.template import GUIDANCE, NEWLINE, TURN, action_tokens, agent_turn, content_tokens, opening
 from mempi_jax.policy.tokenizer import Tokenizer
 from mempi_jax.runtime.rng import host_seed
 from mempi_jax.types import Context, Task
+
+REPEAT = 0.4
+_RECEPTACLES = sorted({kind for room in tables.ROOMS.values() for kind in room})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +55,19 @@ def choose_guidance(game: Game, rng: random.Random, *, guided: float, rule: floa
   return game.hidden['guidance']
 
 
+def misstep(expert: ExploringExpert, admissible: Sequence[str], rng: random.Random) -> str:
+  """An action that does not help: like a beginner's mistake (taking what is not there, going where nothing is), or a random one."""
+  kind = rng.random()
+  if kind < 0.4 and expert.place:
+    return f'take {expert.goal.target} {rng.choice((1, 1, 1, 2))} from {expert.place}'
+  if kind < 0.7:
+    return f'go to {text_name(rng.choice(_RECEPTACLES))} {rng.choice((1, 1, 2, 2, 3, 4))}'
+  return rng.choice(admissible)
+
+
 def demonstrate(game: Game, seed: int, *, max_steps: int, random_actions: float, guidance: str) -> Demonstration:
-  """The expert plays one game; each of its actions is preceded by a random one with probability `random_actions`."""
+  """The expert plays one game; each of its actions gives way to a misstep with probability `random_actions`, and after a misstep with
+  `REPEAT`: the expert then shows how to go on after "Nothing happens", which an agent would else repeat for ever."""
   rng = random.Random(seed)
   env = AlfworldEnv({game.game_id: game})
   context = env.reset(Task('alfworld', game.game_id, game.split, seed))
@@ -59,11 +75,12 @@ def demonstrate(game: Game, seed: int, *, max_steps: int, random_actions: float,
   expert.begin(context.goal, context.observation, guidance)
   observation = context.observation
   observations, actions, is_expert = [], [], []
+  wander = False
   for _ in range(max_steps):
-    wander = rng.random() < random_actions
+    wander = rng.random() < (max(REPEAT, random_actions) if wander and random_actions else random_actions)
     action = expert.act(observation)
     if wander:
-      action = rng.choice(env.admissible_commands() + ['go to ' + rng.choice(['drawer 9', 'shelf 8', 'cabinet 20'])])
+      action = misstep(expert, env.admissible_commands(), rng)
       expert.overruled(action)
     result = env.step(action)
     observation = result.observation

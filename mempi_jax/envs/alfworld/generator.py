@@ -237,7 +237,7 @@ def _furnish(household: str, goal: Goal, size: str, rng: random.Random) -> tuple
     chosen = []
   spare = [kind for kind in able if kind != usual]
   rng.shuffle(spare)
-  num_candidates = min(rng.randint(2, 3) if size == 'small' else rng.randint(6, 7), len(able))
+  num_candidates = min(rng.randint(2, 3) if size == 'small' else rng.randint(5, 6), len(able))
   if size == 'small':
     num_candidates = min(num_candidates, 5 - len(needed))
   chosen += spare[: num_candidates - len(chosen)]
