@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
   config.control.kind = 'null'
   config.control.seeds = (0, 1, 2, 3, 4)
   config.world.guidance_effect = 'null'
+  config.bank.games = 400
   config.stage2.branch_seeds = 'independent'
   config.stage2.length_weight = 0.0
   config.stage2.content_weight = 0.0  # contents cannot matter here

@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
   config.stage1.optimizer.warmup = '10 steps'
 
   config.stage2 = ConfigDict()
-  config.stage2.updates = 50
+  config.stage2.updates = 24
   config.stage2.games = 960
   config.stage2.groups = 48
   config.stage2.replay = 2  # steps between updates on the decisions of contexts played before
@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
   config.stage2.branch_seeds = 'shared'  # or 'independent', for the null world
   config.stage2.temperature = 1.0
   config.stage2.length_form = 'outcome_gated'
-  config.stage2.length_weight = 0.4  # λ
+  config.stage2.length_weight = 0.25  # λ
   config.stage2.signal = 'pooled'
   config.stage2.estimator = ConfigDict()  # of rollout/effects.py
   config.stage2.estimator.evidence = 3.0
@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
   config.stage2.content_epsilon = 0.1
   config.stage2.clip_low = 0.2
   config.stage2.clip_high = 0.2
-  config.stage2.content_kl = 0.01
+  config.stage2.content_kl = 0.1
   config.stage2.content_weight = 1.0
   config.stage2.inner_epochs = 1
   config.stage2.probe_games = 180
@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
   config.stage2.evaluate_every = 15  # steps: 1 + replay are one update
   config.stage2.checkpoint_every = 30
   config.stage2.optimizer = optimizer_fields()
-  config.stage2.optimizer.learning_rate = 2e-3
+  config.stage2.optimizer.learning_rate = 5e-4
   config.stage2.optimizer.warmup = '3 steps'
 
   config.eval = ConfigDict()
