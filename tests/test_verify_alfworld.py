@@ -73,7 +73,7 @@ def test_a_difference_in_the_admissible_commands_is_seen(fake, capsys):
 
 def test_episodes_meet_the_rare_commands_too():
   verbs, invalid = set(), 0
-  for i, game in enumerate(generate_games('willow', 'train', 60, 0, small_fraction=0.4)):
+  for i, game in enumerate(generate_games('willow', 'train', 200, 0, small_fraction=0.4)):
     simulator = verify_alfworld.Recording(parse_problem(game.problem), game.goal)
     simulator.reset()
     for command in verify_alfworld.commands_of(simulator, game, verify_alfworld.KINDS[i % 3], random.Random(i), 30):
