@@ -241,7 +241,7 @@ def fit(
   def update(state: dict[str, Any], arrays: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, jax.Array]]:
     (value, metrics), gradients = jax.value_and_grad(compute, has_aux=True)(state['params'], arrays)
     updates, opt_state = optimizer.update(gradients, state['opt_state'], state['params'])
-    metrics |= {'train/loss': value, 'train/gradient_norm': optax.global_norm(gradients)}
+    metrics |= {'train/loss': value, 'train/gradient_norm': optax.tree.norm(gradients)}
     return {'params': optax.apply_updates(state['params'], updates), 'opt_state': opt_state}, metrics
 
   params = jax.tree.map(jax.numpy.array, policy.params)  # a copy: the update donates its input
