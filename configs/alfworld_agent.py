@@ -1,6 +1,9 @@
 """The frozen agent of the ALFWorld experiments.
 
-python -m mempi_jax.clone --config=configs/alfworld_agent.py --workdir=mempi_jax/assets/alfworld_agent
+    python -m mempi_jax.clone --config=configs/alfworld_agent.py --workdir=mempi_jax/assets/alfworld_agent
+
+About eleven minutes on two cores, 0.63 M parameters, 1.3 MB. Commit fbb98de, household dev-0, 400 held-out games of at most 16 actions:
+success alone 0.388 (small rooms 0.776, large 0.162), with truthful guidance 0.838 (0.973, 0.759).
 """
 
 from ml_collections import ConfigDict
@@ -9,6 +12,7 @@ from mempi_jax.runtime.optim import optimizer_fields
 
 
 def get_config() -> ConfigDict:
+  """Demonstrations over 150 households, then 1,600 steps of behaviour cloning."""
   config = ConfigDict()
   config.seed = 0
   config.model = 'tiny'

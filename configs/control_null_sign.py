@@ -4,6 +4,8 @@
 
 sign(Δ) is biased wherever the two branches have unequally many outcomes: with one abstain outcome against K it pushes easy contexts to
 abstain and hard ones to generate although guidance does nothing. That it fails proves that the control can see.
+
+Seed 0 (commit 6668515): FAILED as it must; easy contexts 0.754 to 0.358, hard ones 0.943 to 0.845.
 """
 
 from pathlib import Path
