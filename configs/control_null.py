@@ -3,7 +3,7 @@
     python -m mempi_jax.train --config=configs/control_null.py
 
 The agent samples, every branch with a seed of its own, so outcomes vary and Δ is noise. There is no length term: it would be an effect.
-The control can see: with `--config.stage2.signal=sign` it must fail.
+The control can see: its foil, configs/control_null_sign.py, must fail.
 
 Seeds 0, 1, 2 (commit 6668515): passed; no mean P(GENERATE) moved by more than 0.018.
 """
