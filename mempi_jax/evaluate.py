@@ -26,10 +26,11 @@ from mempi_jax.memory.oracle import OracleMemory
 from mempi_jax.memory.rag import RagMemory
 from mempi_jax.policy.policy import load_policy
 from mempi_jax.policy.template import content_tokens
+from mempi_jax.rollout.episode import read_contexts
 from mempi_jax.runtime import files
 from mempi_jax.runtime.metrics import progress
 from mempi_jax.runtime.workdir import MANIFEST, WALL_TIME, report_errors, timed
-from mempi_jax.types import Context, Memory, Task
+from mempi_jax.types import Memory, Task
 from mempi_jax.world import EVAL_SPLITS, World, open_world
 
 REPLAY_FILE, RESULTS_FILE = 'real_engine_replay.json', 'results.json'
@@ -104,7 +105,7 @@ def play_memories(world: World, memories: Sequence[Memory], path: Path) -> None:
         if skip >= len(part):
           skip -= len(part)
           continue
-        guidances = memory.guide(contexts_of(world, part), world.config.seed)
+        guidances = memory.guide(read_contexts(world.runner.make_env, part), world.config.seed)
         episodes = world.runner.run(part, guidances)
         memory.observe(episodes)
         # A batch that was half written is played again as a whole, and its missing half appended: the same numbers either way.
@@ -112,14 +113,6 @@ def play_memories(world: World, memories: Sequence[Memory], path: Path) -> None:
           log.append({'memory': memory.name, **episode_record(episode)})
         bar.update(len(part) - skip)
         skip = 0
-
-
-def contexts_of(world: World, tasks: Sequence[Task]) -> list[Context]:
-  """The first contexts of tasks, without playing them."""
-  env = world.runner.make_env()
-  contexts = [env.reset(task) for task in tasks]
-  env.close()
-  return contexts
 
 
 def replay_on_engine(world: World, path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from mempi_jax.config import ConfigError
 from mempi_jax.envs.alfworld.env import make_env
 from mempi_jax.envs.alfworld.game import Game
 from mempi_jax.envs.alfworld.generator import generate_games
+from mempi_jax.experience.bank import TRAIN_SPLIT
 from mempi_jax.policy.template import template_hash
 from mempi_jax.policy.tokenizer import Tokenizer
 from mempi_jax.rollout.runner import Runner
@@ -30,7 +31,6 @@ from mempi_jax.runtime.rng import host_seed
 from mempi_jax.runtime.workdir import AGENT, open_workdir, write_manifest
 from mempi_jax.types import Agent, Task
 
-TRAIN_SPLIT = 'train'
 EVAL_SPLITS = ('heldout_games', 'heldout_goals', 'long_horizon')
 
 
