@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import os
 import re
 import subprocess
 import sys
@@ -29,8 +30,12 @@ def folder_name(overrides: Mapping[str, Any]) -> str:
 
 
 def run_one(config: str, workdir: Path, overrides: Mapping[str, Any]) -> int:
-  """Trains, evaluates and reports one run; what it prints goes to WORKDIR/log.txt. Returns the first exit status that is not 0."""
+  """Trains, evaluates and reports one run; what it prints goes to WORKDIR/log.txt. Returns the first exit status that is not 0.
+
+  Runs of one sweep share their compiled programs, in a folder beside them.
+  """
   ensure_writable(workdir)
+  environment = {'JAX_COMPILATION_CACHE_DIR': str((workdir.parent / 'compiled').resolve())} | os.environ
   fields = [f'--config.{name}={value}' for name, value in overrides.items()]
   commands = [
     ['mempi_jax.train', f'--config={config}', f'--workdir={workdir}', *fields],
@@ -39,7 +44,9 @@ def run_one(config: str, workdir: Path, overrides: Mapping[str, Any]) -> int:
   ]
   with open(workdir / 'log.txt', 'ab') as log:
     for command in commands:
-      status = subprocess.run([sys.executable, '-m', *command], stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+      status = subprocess.run(
+        [sys.executable, '-m', *command], stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
+      ).returncode
       if status:
         return status
   return 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -302,7 +303,9 @@ def main(arguments: Sequence[str]) -> None:
   if not config.control.seeds:
     train(config, parsed.workdir)
     print(f'trained: {parsed.workdir}')
-  elif not run_control(config, parsed.workdir).passed:
+    return
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str((parsed.workdir / 'compiled').resolve()))  # the seeds share their programs
+  if not run_control(config, parsed.workdir).passed:
     raise SystemExit(1)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from mempi_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
 
-CACHE_BUCKET = 64  # a cache grows in steps of this many tokens: attention and copies cost what rows need, not what they may need
+CACHE_BUCKET = 256  # a cache grows in steps of this many tokens: each length is a program of its own, and costs more to compile than to pad
 TAIL_SHARE, MIN_TAIL_ROWS = 8, 8  # at most B / 8 rows (or 8) have the tails of their chunks computed apart
 CHUNK_BUCKETS = (1, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import shutil
 import sys
 import time
@@ -111,8 +112,10 @@ def _copy_agent(source: Path, target: Path) -> None:
 
 
 def _cache_compilations(folder: Path) -> None:
-  """Compiled programs are kept in the working folder: the commands of one run share them."""
+  """Compiled programs are kept in the working folder, or where JAX_COMPILATION_CACHE_DIR says: the commands of one run share them."""
   import jax
 
-  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(folder))
+  # XLA's own caches would put their path into every program's key: a folder that was moved, or copied, would compile again.
+  jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
