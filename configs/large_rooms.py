@@ -1,4 +1,4 @@
-"""A world of large rooms alone, where guidance nearly always helps: what stage 2 does for the content shows best here.
+"""A world of large rooms alone and little experience: what stage 2 does for the content shows best here.
 
     python -m mempi_jax.sweep --config=configs/large_rooms.py --workdir=runs/large_rooms
 """
@@ -13,9 +13,12 @@ from mempi_jax.config import load_config
 
 
 def get_config() -> ConfigDict:
-  """The quick start's config without small rooms."""
+  """The quick start's config without small rooms, from a bank of 200 games instead of 800."""
   config = load_config(Path(__file__).with_name('quickstart.py'))
   config.world.small_fraction = 0.0
+  config.bank.games = 200
+  config.stage1.duration = '60 steps'  # more would learn so small a bank by heart
+  config.stage2.updates = 60
   config.eval.games.heldout_goals = 0
   config.eval.games.long_horizon = 0
   return config

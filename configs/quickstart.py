@@ -59,16 +59,16 @@ def get_config() -> ConfigDict:
   config.stage1.optimizer.warmup = '10 steps'
 
   config.stage2 = ConfigDict()
-  config.stage2.updates = 24
+  config.stage2.updates = 30
   config.stage2.games = 960
   config.stage2.groups = 48
-  config.stage2.replay = 2  # steps between updates on the decisions of contexts played before
+  config.stage2.replay = 2  # steps between updates on groups that were played before
   config.stage2.branches = 4  # K
   config.stage2.abstain_outcomes = 4  # m, cached once a context
   config.stage2.branch_seeds = 'shared'  # or 'independent', for the null world
   config.stage2.temperature = 1.0
   config.stage2.length_form = 'outcome_gated'
-  config.stage2.length_weight = 0.25  # λ
+  config.stage2.length_weight = 0.12  # λ
   config.stage2.signal = 'pooled'
   config.stage2.estimator = ConfigDict()  # of rollout/effects.py
   config.stage2.estimator.evidence = 3.0
@@ -81,13 +81,14 @@ def get_config() -> ConfigDict:
   config.stage2.decision_clip = 0.2
   config.stage2.decision_kl = 0.01
   config.stage2.decision_weight = 1.0
-  config.stage2.content_gate = 'delta'  # or effect, open
+  config.stage2.content_gate = 'open'  # or delta, effect
   config.stage2.content_scale = 'raw'  # or std
   config.stage2.content_epsilon = 0.1
+  config.stage2.content_negative = 0.2  # weight of negative advantages
   config.stage2.clip_low = 0.2
   config.stage2.clip_high = 0.2
   config.stage2.content_kl = 0.1
-  config.stage2.content_weight = 1.0
+  config.stage2.content_weight = 3.0
   config.stage2.inner_epochs = 1
   config.stage2.probe_games = 180
   config.stage2.probe_runs = 4

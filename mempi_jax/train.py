@@ -179,8 +179,6 @@ def stage2_loss(config: FrozenConfigDict, logit: jax.Array, logps: jax.Array, ba
         logit, batch.old_logit, batch.ref_logit, batch.decision_adv, batch.valid, num_generate=config.branches,
         clip_low=config.decision_clip, clip_high=config.decision_clip, kl=config.decision_kl,
       )  # fmt: skip
-  if not batch.targets.shape[1]:  # a replayed batch: decisions alone
-    return config.decision_weight * decision, {'loss/decision': decision, **metrics}
   content, content_metrics = content_policy_gradient_loss(
     logps, batch.old_logps, batch.ref_logps, batch.content_adv, batch.content_mask,
     clip_low=config.clip_low, clip_high=config.clip_high, kl=config.content_kl,

@@ -58,9 +58,16 @@ SCALES = ('raw', 'std')
 
 
 def content_advantages(
-  rewards: np.ndarray, abstain: np.ndarray, *, scale: str, epsilon: float, gate: str, effect: np.ndarray | None = None
+  rewards: np.ndarray,
+  abstain: np.ndarray,
+  *,
+  scale: str,
+  epsilon: float,
+  gate: str,
+  effect: np.ndarray | None = None,
+  negative: float = 1.0,
 ) -> np.ndarray:
-  """A_con,j = 1[gate] · (r_j − mean_i r_i) · c, f32[G, K] [P].
+  """A_con,j = 1[gate] · (r_j − mean_i r_i) · c, f32[G, K] [P]; where that is negative, times `negative` [O].
 
   Args:
     rewards: f[G, K] of the generate branches.
@@ -69,6 +76,8 @@ def content_advantages(
     epsilon: see scale.
     gate: 'delta', Δ = mean r − abstain > 0 [P]; 'effect', the estimate `effect` > 0 [O]; 'open', always.
     effect: f[G] of rollout/effects.py, for gate 'effect'.
+    negative: weight of negative advantages, 1 in the paper. What a small policy is pushed away from it may replace with anything, in
+      other contexts too; what it is pulled towards has at least worked once.
 
   Raises:
     ValueError: unknown scale or gate, shapes that do not fit, no effect for gate 'effect'.
@@ -90,6 +99,7 @@ def content_advantages(
   centred = rewards - mean[:, None]
   if scale == 'std':
     centred = centred / (rewards.std(axis=1, keepdims=True) + epsilon)
+  centred = np.where(centred < 0, negative * centred, centred)
   return (centred * passes[:, None]).astype(np.float32)
 
 

@@ -2,11 +2,13 @@
 
 An update draws G contexts, samples K contents each from the current policy after a forced `[GENERATE]`, plays them beside the cached
 abstain outcomes of the same games, estimates the effect of guiding, and packs one row a group: the prompt once, its branches beside it.
-`replay` steps may follow it: the decision alone, on contexts that were played before, with the effects as they are estimated now [O].
+`replay` steps may follow it, on the latest groups of contexts that were played before [O]: their decisions with the effects as they are
+estimated now, and their contents, whose clipped ratios let a content that was pushed aside by others come back to what its outcome earned.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +34,7 @@ ABSTAINED = 'abstained.jsonl'
 
 
 class RolloutSource:
-  """Yields batches: at every (1 + replay)-th step one of counterfactual groups, in between decisions alone.
+  """Yields batches of counterfactual groups: at every (1 + replay)-th step new ones, in between some that were played before.
 
   Args:
     runner: plays episodes with the frozen agent.
@@ -63,6 +65,7 @@ class RolloutSource:
       self.estimator.register(i, outcomes or [0.0])
     self.playable = [any(episode.status is not Status.ENV_ERROR for episode in runs) for runs in self.abstained]
     self.visits = [0] * len(tasks)
+    self.rows: dict[int, PackedRow] = {}  # the latest group of each context
 
   def next(self, step: int, params: Any) -> tuple[TrainBatch, dict[str, float]]:
     """The batch of a step, with metrics of its rollout or of its effects."""
@@ -102,33 +105,37 @@ class RolloutSource:
       effects[np.array(valid)] = self.estimator.estimate(known, step)
     abstain_rewards = np.array([float(group.episodes[0].success) for group in groups])
     content_adv = content_advantages(
-      rewards, abstain_rewards, scale=config.content_scale, epsilon=config.content_epsilon, gate=config.content_gate, effect=effects
+      rewards,
+      abstain_rewards,
+      scale=config.content_scale,
+      epsilon=config.content_epsilon,
+      gate=config.content_gate,
+      effect=effects,
+      negative=config.content_negative,
     )
-    batch = self._assemble(groups, content_adv, effects, old_logits, self.ref_logits[chosen], valid)
-    return batch, self._metrics(groups, successes, rewards, content_adv, valid)
+    rows = [self._row(i, group, *parts) for i, group, *parts in zip(chosen, groups, content_adv, effects, old_logits, strict=True)]
+    self.rows |= {int(i): row for i, row, ok in zip(chosen, rows, valid, strict=True) if ok}
+    return self._pack(rows, valid), self._metrics(groups, successes, rewards, content_adv, valid)
 
   def _replayed(self, step: int, phase: int) -> tuple[TrainBatch, dict[str, float]]:
-    """Decisions in contexts that were played up to update `step`, without branches: prompts of up to G contexts."""
-    seen = np.array([i for i, visits in enumerate(self.visits) if visits and i in self.estimator.latest])
+    """The latest groups of up to G contexts that were played up to update `step`."""
+    seen = np.array(sorted(self.rows), np.int64)
     rng = np.random.default_rng(host_seed(self.seed, 'replay', step, phase))
     chosen = np.sort(rng.permutation(seen)[: self.config.groups])
     effects = self.estimator.estimate(chosen, step) if len(chosen) else np.zeros(0, np.float32)
-    rows = [
-      PackedRow(self.policy.prompt(self.contexts[i]), decision_adv=float(effect), ref_logit=float(self.ref_logits[i]))
-      for i, effect in zip(chosen, effects, strict=True)
-    ]
-    tokens = self.policy.max_prompt
-    batch = pack(rows, self.policy.tokenizer, num_rows=self.config.groups, row_tokens=tokens, branches=0, max_content=self.policy.max_content)
-    return batch, {}
+    rows = [dataclasses.replace(self.rows[int(i)], decision_adv=float(effect)) for i, effect in zip(chosen, effects, strict=True)]
+    return self._pack(rows, [True] * len(rows)), {}
 
   def state(self) -> dict[str, Any]:
-    """What was observed; contexts, seeds and contents are functions of the step."""
-    return {'estimator': self.estimator.state(), 'visits': list(self.visits)}
+    """What was observed and the groups that can be replayed; contexts, seeds and contents are functions of the step."""
+    rows = {str(i): dataclasses.asdict(row) for i, row in sorted(self.rows.items())}
+    return {'estimator': self.estimator.state(), 'visits': list(self.visits), 'rows': rows}
 
   def restore(self, state: dict[str, Any]) -> None:
     """Takes what `state` gave."""
     self.estimator.restore(state['estimator'])
     self.visits = list(state['visits'])
+    self.rows = {int(i): PackedRow(**row) for i, row in state['rows'].items()}
 
   def _contexts_of(self, step: int) -> np.ndarray:
     """G contexts, i64[G]: consecutive places in the endless sequence of shuffled epochs, none twice in a step."""
@@ -143,38 +150,30 @@ class RolloutSource:
       return [task.seed] * self.config.branches
     return [host_seed(self.seed, 'branch', step, task.task_id, k) for k in range(self.config.branches)]
 
-  def _assemble(
-    self,
-    groups: Sequence[RolloutGroup],
-    content_adv: np.ndarray,
-    effects: np.ndarray,
-    old_logits: np.ndarray,
-    ref_logits: np.ndarray,
-    valid: Sequence[bool],
-  ) -> TrainBatch:
-    policy = self.policy
-    rows = [
-      PackedRow(
-        policy.prompt(group.context),
-        [episode.guidance.tokens for episode in group.episodes[1:]],
-        content_adv[g],
-        [episode.guidance.logps for episode in group.episodes[1:]],
-        decision_adv=float(effects[g]),
-        ref_logit=float(ref_logits[g]),
-        old_logit=float(old_logits[g]),
-      )
-      for g, group in enumerate(groups)
-    ]
-    branches, max_content = self.config.branches, policy.max_content
+  def _row(self, context: int, group: RolloutGroup, content_adv: np.ndarray, effect: float, old_logit: float) -> PackedRow:
+    said = [episode.guidance for episode in group.episodes[1:]]
+    return PackedRow(
+      self.policy.prompt(group.context),
+      [list(guidance.tokens) for guidance in said],
+      [float(advantage) for advantage in content_adv],
+      [[float(logp) for logp in guidance.logps] for guidance in said],
+      decision_adv=float(effect),
+      ref_logit=float(self.ref_logits[context]),
+      old_logit=float(old_logit),
+    )
+
+  def _pack(self, rows: Sequence[PackedRow], valid: Sequence[bool]) -> TrainBatch:
+    """Rows of one shape, whether all groups are there or fewer, with the reference's log-probs; what is not valid has no part in the loss."""
+    policy, branches = self.policy, self.config.branches
     batch = pack(
       rows,
       policy.tokenizer,
-      num_rows=len(rows),
-      row_tokens=policy.max_prompt + branches * (max_content + 2),
+      num_rows=self.config.groups,
+      row_tokens=policy.max_prompt + branches * (policy.max_content + 2),
       branches=branches,
-      max_content=max_content,
+      max_content=policy.max_content,
     )
-    batch.valid[:] = valid
+    batch.valid[: len(rows)] = valid
     batch.content_mask[~batch.valid] = 0.0
     batch.ref_logps[:] = np.asarray(_reference(policy.config, policy.tokenizer.generate, policy.tokenizer.abstain)(self.ref_params, batch))
     return batch

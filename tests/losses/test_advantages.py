@@ -57,3 +57,11 @@ def test_decision_advantages_by_hand():
   np.testing.assert_allclose(decision_advantages(REWARDS, ABSTAIN, scale='raw', epsilon=0.1), [0.25, -0.5, 0.0])
   std = np.std([0.25, 1, 0, 1, 0])
   np.testing.assert_allclose(decision_advantages(REWARDS, ABSTAIN, scale='std', epsilon=0.1)[0], 0.25 / (std + 0.1), rtol=1e-6)
+
+
+def test_negative_content_advantages_can_weigh_less():
+  rewards = np.array([[1.0, 0.0, 0.0, 0.0]])
+  plain = content_advantages(rewards, np.zeros(1), scale='raw', epsilon=0.1, gate='open')
+  np.testing.assert_allclose(plain, [[0.75, -0.25, -0.25, -0.25]])
+  tilted = content_advantages(rewards, np.zeros(1), scale='raw', epsilon=0.1, gate='open', negative=0.2)
+  np.testing.assert_allclose(tilted, [[0.75, -0.05, -0.05, -0.05]])
