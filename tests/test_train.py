@@ -91,6 +91,9 @@ def test_metrics_of_both_stages(finished):
   stage1, stage2 = read_metrics(finished / 'stage1'), read_metrics(finished / 'stage2')
   assert [line['step'] for line in stage1] == list(range(7)) and [line['step'] for line in stage2] == list(range(7))
   assert stage1[-1]['val/loss'] < stage1[0]['val/loss']
+  played, replayed = stage2[1::2], stage2[2::2]
+  assert all('rollout/reward_generate' in line for line in played) and not any('rollout/reward_generate' in line for line in replayed)
+  assert all(line['content/kl'] >= 0 for line in played + replayed)  # replayed groups train contents too
   assert {'rollout/success_generate', 'rollout/success_abstain', 'probe/p_generate_easy', 'train/loss'} <= stage2[-1].keys() | stage2[-2].keys()
 
 
