@@ -1,6 +1,9 @@
 """The README's table: two households that nothing was tuned on, three seeds each.
 
-    python -m mempi_jax.sweep --config=configs/alfworld_sweep.py --workdir=runs/alfworld_sweep
+    python -m mempi_jax.sweep --config=configs/alfworld_sweep.py --workdir=runs/alfworld_sweep --jobs=2
+
+Commit 5d2e979, 2,400 held-out games: agent alone 0.423, oracle 0.840, RAG 0.611, stage 1 0.672, stage 2 0.676 with 70.0% of stage 1's
+guidance tokens; stage 2 over RAG +0.065 [+0.046, +0.083], over stage 1 +0.003 [-0.010, +0.016].
 """
 
 from collections.abc import Iterator
