@@ -1,6 +1,9 @@
 """A world of large rooms alone and little experience: what stage 2 does for the content shows best here.
 
     python -m mempi_jax.sweep --config=configs/large_rooms.py --workdir=runs/large_rooms
+
+Commit 5d2e979, household maple, seed 0, 400 held-out games: agent alone 0.125, oracle 0.715, RAG 0.395, stage 1 0.375, stage 2 0.485: over
+stage 1 +0.110 [+0.073, +0.148]. Cedar has not been run.
 """
 
 from collections.abc import Iterator
