@@ -1,6 +1,8 @@
 """Oracle control: whatever the policy says, the agent reads truthful guidance, in large rooms: speaking always helps, and must be learned.
 
     python -m mempi_jax.train --config=configs/control_oracle.py
+
+Commit 5d2e979, seed 0: mean P(GENERATE) 0.938 to 0.999. Other seeds have not been run.
 """
 
 from pathlib import Path
