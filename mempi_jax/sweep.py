@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import os
 import re
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 from mempi_jax.config import ConfigError, load_sweep
 from mempi_jax.runtime.files import ensure_writable
-from mempi_jax.runtime.workdir import report_errors
+from mempi_jax.runtime.workdir import COMPILED, report_errors, share_compilations
 
 
 def folder_name(overrides: Mapping[str, Any]) -> str:
@@ -30,12 +29,8 @@ def folder_name(overrides: Mapping[str, Any]) -> str:
 
 
 def run_one(config: str, workdir: Path, overrides: Mapping[str, Any]) -> int:
-  """Trains, evaluates and reports one run; what it prints goes to WORKDIR/log.txt. Returns the first exit status that is not 0.
-
-  Runs of one sweep share their compiled programs, in a folder beside them.
-  """
+  """Trains, evaluates and reports one run; what it prints goes to WORKDIR/log.txt. Returns the first exit status that is not 0."""
   ensure_writable(workdir)
-  environment = {'JAX_COMPILATION_CACHE_DIR': str((workdir.parent / 'compiled').resolve())} | os.environ
   fields = [f'--config.{name}={value}' for name, value in overrides.items()]
   commands = [
     ['mempi_jax.train', f'--config={config}', f'--workdir={workdir}', *fields],
@@ -44,9 +39,7 @@ def run_one(config: str, workdir: Path, overrides: Mapping[str, Any]) -> int:
   ]
   with open(workdir / 'log.txt', 'ab') as log:
     for command in commands:
-      status = subprocess.run(
-        [sys.executable, '-m', *command], stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
-      ).returncode
+      status = subprocess.run([sys.executable, '-m', *command], stdout=log, stderr=subprocess.STDOUT, check=False).returncode
       if status:
         return status
   return 0
@@ -70,6 +63,7 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument('--shard', default='0/1', metavar='I/N', help='take every N-th run from the I-th on')
   options = parser.parse_args(arguments)
   runs = take_shard(load_sweep(options.config), options.shard)
+  share_compilations(options.workdir / COMPILED)
   folders = [options.workdir / folder_name(overrides) for overrides in runs]
   failed = []
   with concurrent.futures.ThreadPoolExecutor(max_workers=options.jobs) as pool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,7 +48,7 @@ from mempi_jax.runtime.metrics import MetricWriter, progress, read_metrics
 from mempi_jax.runtime.optim import make_optimizer
 from mempi_jax.runtime.rng import step_key
 from mempi_jax.runtime.sharding import make_mesh, put_rows, put_state
-from mempi_jax.runtime.workdir import report_errors, timed
+from mempi_jax.runtime.workdir import COMPILED, report_errors, share_compilations, timed
 from mempi_jax.sources.rollout import RolloutSource, make_tasks
 from mempi_jax.sources.sft import SftSource
 from mempi_jax.types import Source, TrainBatch
@@ -302,7 +301,7 @@ def main(arguments: Sequence[str]) -> None:
     train(config, parsed.workdir)
     print(f'trained: {parsed.workdir}')
     return
-  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str((parsed.workdir / 'compiled').resolve()))  # the seeds share their programs
+  share_compilations(parsed.workdir / COMPILED)
   if not run_control(config, parsed.workdir).passed:
     raise SystemExit(1)
 

@@ -238,6 +238,7 @@ def verify(games: Sequence[Game], seed: int, *, workers: int, random_steps: int,
     todo.put(item)
 
   def work() -> None:
+    """Plays games, each in both, until none is left."""
     engine = EngineEnv({}, memoise=memoise, reset_deadline=DEADLINE, step_deadline=DEADLINE)
     try:
       while True:

@@ -82,6 +82,7 @@ def _decode(config, params, cache, lengths, logits, active, seeds, temperature, 
   batch = lengths.shape[0]
 
   def draw(i, done, lengths, logits, record):
+    """Samples the i-th token of every row that is not done, and records it."""
     tokens, logps, stop_logps, counts = record
     token = sample(logits, seeds, lengths, temperature)
     all_logps = jax.nn.log_softmax(logits, axis=-1)

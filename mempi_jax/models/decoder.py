@@ -87,6 +87,7 @@ class Layer(nn.Module):
   config: DecoderConfig
 
   def setup(self):
+    """Parameters of attention and feed-forward, heads side by side in 2-D matrices."""
     c = self.config
     init = nn.initializers.normal(0.02)
     # Residual branches start small (GPT-2's rule), so that depth does not change the scale of the stream.

@@ -24,6 +24,7 @@ from mempi_jax.config import ConfigError, to_json
 from mempi_jax.runtime import files
 
 CONFIG, MANIFEST, AGENT, WALL_TIME = 'config.json', 'manifest.json', 'agent', 'wall_time.json'
+COMPILED, CACHE_VARIABLE = 'compiled', 'JAX_COMPILATION_CACHE_DIR'
 
 
 def open_workdir(workdir: str | Path, config: ConfigDict, agent_folder: Path) -> Path:
@@ -42,7 +43,7 @@ def open_workdir(workdir: str | Path, config: ConfigDict, agent_folder: Path) ->
   else:
     _copy_agent(agent_folder, workdir / AGENT)
     files.write_text(path, text)
-  _cache_compilations(workdir / 'compiled')
+  _cache_compilations(workdir / COMPILED)
   return workdir
 
 
@@ -111,11 +112,16 @@ def _copy_agent(source: Path, target: Path) -> None:
   partial.rename(target)
 
 
+def share_compilations(folder: Path) -> None:
+  """All runs of this process and its children keep their compiled programs in one folder, unless the environment names another."""
+  os.environ.setdefault(CACHE_VARIABLE, str(folder.resolve()))
+
+
 def _cache_compilations(folder: Path) -> None:
-  """Compiled programs are kept in the working folder, or where JAX_COMPILATION_CACHE_DIR says: the commands of one run share them."""
+  """Compiled programs are kept in the working folder, or where the environment says: the commands of one run share them."""
   import jax
 
-  jax.config.update('jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(folder))
+  jax.config.update('jax_compilation_cache_dir', os.environ.get(CACHE_VARIABLE) or str(folder))
   # XLA's own caches would put their path into every program's key: a folder that was moved, or copied, would compile again.
   jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)

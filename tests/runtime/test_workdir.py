@@ -5,7 +5,15 @@ from ml_collections import ConfigDict
 
 from mempi_jax.config import ConfigError
 from mempi_jax.runtime import files
-from mempi_jax.runtime.workdir import differing_fields, open_workdir, report_errors, timed, write_manifest
+from mempi_jax.runtime.workdir import (
+  CACHE_VARIABLE,
+  differing_fields,
+  open_workdir,
+  report_errors,
+  share_compilations,
+  timed,
+  write_manifest,
+)
 
 
 @pytest.fixture
@@ -23,6 +31,19 @@ def test_a_second_run_goes_on_and_another_config_is_refused(tmp_path, agent):
   assert open_workdir(workdir, config, agent) == workdir
   with pytest.raises(ConfigError, match='stage2.updates is 3 there, 4 here'):
     open_workdir(workdir, ConfigDict({'seed': 1, 'stage2': {'updates': 4}}), agent)
+
+
+def test_compiled_programs_stay_with_the_run_or_are_shared(tmp_path, agent, monkeypatch):
+  import jax
+
+  monkeypatch.setenv(CACHE_VARIABLE, '')  # undone at the end, whatever share_compilations sets
+  open_workdir(tmp_path / 'alone', ConfigDict({'seed': 1}), agent)
+  assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'alone' / 'compiled')
+  monkeypatch.delenv(CACHE_VARIABLE)
+  share_compilations(tmp_path / 'shared')
+  share_compilations(tmp_path / 'later')  # the first one to say so decides
+  open_workdir(tmp_path / 'run', ConfigDict({'seed': 1}), agent)
+  assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'shared')
 
 
 def test_no_agent_is_an_error_and_leaves_no_config(tmp_path):

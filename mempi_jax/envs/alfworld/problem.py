@@ -342,6 +342,7 @@ def _goal(section: list[Any], types: Mapping[str, str], index: Mapping[str, int]
   literals: list[Literal] = []
 
   def literal(part: list[Any], scope: Mapping[str, int], positive: bool) -> None:
+    """Appends one condition, or its negation; `scope` maps variables to their numbers."""
     predicate = part[0]
     arity = 2 if predicate == '=' else STATIC.get(predicate) or FLUENT.get(predicate)
     if arity is None:
@@ -364,6 +365,7 @@ def _goal(section: list[Any], types: Mapping[str, str], index: Mapping[str, int]
     literals.append(Literal(predicate, tuple(arguments), positive))
 
   def walk(part: Any, scope: Mapping[str, int]) -> None:
+    """Appends the literals of a formula of and, exists and not."""
     if not isinstance(part, list) or not part:
       raise ValueError(f'expected a condition in :goal, found {_show(part)}')
     head = part[0]

@@ -282,6 +282,7 @@ class Simulator:
     values = [-1] * len(self.problem.goal.candidates)
 
     def search(depth: int) -> bool:
+      """Can the variables from `depth` of the plan on be chosen so that every literal holds?"""
       choice = plan[depth]
       found = choice.candidates
       if choice.source is not None:
