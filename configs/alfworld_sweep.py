@@ -16,8 +16,8 @@ from mempi_jax.config import load_config
 
 
 def get_config() -> ConfigDict:
-  """The quick start's config; the runs differ in household and seed."""
-  return load_config(Path(__file__).with_name('quickstart.py'))
+  """configs/alfworld.py; the runs differ in household and seed."""
+  return load_config(Path(__file__).with_name('alfworld.py'))
 
 
 def sweep() -> Iterator[dict[str, Any]]:

@@ -16,8 +16,8 @@ from mempi_jax.config import load_config
 
 
 def get_config() -> ConfigDict:
-  """The quick start's training in a world where guidance does nothing, over five seeds."""
-  config = load_config(Path(__file__).with_name('quickstart.py'))
+  """The training of configs/alfworld.py in a world where guidance does nothing, over five seeds."""
+  config = load_config(Path(__file__).with_name('alfworld.py'))
   config.control.kind = 'null'
   config.control.seeds = (0, 1, 2, 3, 4)
   config.world.guidance_effect = 'null'

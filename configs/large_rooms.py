@@ -16,8 +16,8 @@ from mempi_jax.config import load_config
 
 
 def get_config() -> ConfigDict:
-  """The quick start's config without small rooms, from a bank of 200 games instead of 800."""
-  config = load_config(Path(__file__).with_name('quickstart.py'))
+  """configs/alfworld.py without small rooms, from a bank of 200 games instead of 800."""
+  config = load_config(Path(__file__).with_name('alfworld.py'))
   config.world.small_fraction = 0.0
   config.bank.games = 200
   config.stage1.duration = '60 steps'  # more would learn so small a bank by heart

@@ -19,6 +19,7 @@ class PackedRow:
   contents: Sequence[Sequence[int]] = ()
   content_adv: Sequence[float] = ()  # one a branch
   old_logps: Sequence[Sequence[float]] = ()  # one a token: content and end-of-sequence
+  ref_logps: Sequence[Sequence[float]] = ()  # as old_logps
   decision_target: float = 1.0
   decision_adv: float = 0.0
   ref_logit: float = 0.0
@@ -56,7 +57,8 @@ def pack(rows: Sequence[PackedRow], tokenizer: Tokenizer, *, num_rows: int, row_
   for i, row in enumerate(rows):
     if not len(row.prompt):
       raise ValueError(f'row {i}: the prompt is empty, expected at least one token')
-    for name, values in (('content_adv', row.content_adv), ('old_logps', row.old_logps)):
+    for name in ('content_adv', 'old_logps', 'ref_logps'):
+      values = getattr(row, name)
       if len(values) not in (0, len(row.contents)):
         raise ValueError(f'row {i}: {len(values)} values of {name} for {len(row.contents)} branches, expected none or one a branch')
     needed = len(row.prompt) + sum(len(content) + 2 for content in row.contents)
@@ -84,10 +86,13 @@ def pack(rows: Sequence[PackedRow], tokenizer: Tokenizer, *, num_rows: int, row_
       batch.content_mask[i, scored] = 1.0
       if len(row.content_adv):
         batch.content_adv[i, scored] = row.content_adv[k]
-      if len(row.old_logps):
-        if len(row.old_logps[k]) != len(content) + 1:
-          found = len(row.old_logps[k])
-          raise ValueError(f'row {i}, branch {k}: {found} old_logps, expected {len(content) + 1} (content and end-of-sequence)')
-        batch.old_logps[i, scored] = row.old_logps[k]
+      for name in ('old_logps', 'ref_logps'):
+        logps = getattr(row, name)
+        if not len(logps):
+          continue
+        if len(logps[k]) != len(content) + 1:
+          found = len(logps[k])
+          raise ValueError(f'row {i}, branch {k}: {found} {name}, expected {len(content) + 1} (content and end-of-sequence)')
+        getattr(batch, name)[i, scored] = logps[k]
       start = stop
   return batch

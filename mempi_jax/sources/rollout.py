@@ -58,6 +58,8 @@ class RolloutSource:
     episodes = iter(read_episodes(folder / ABSTAINED))
     self.abstained: list[list[Episode]] = [[next(episodes) for _ in runs] for runs in tasks]
     self.contexts = [runs[0].context for runs in self.abstained]
+    longest = max(len(self.policy.prompt(context)) for context in self.contexts)
+    self.prompt_tokens = -(-longest // 8) * 8  # rounded, so that runs share compiled programs
     self.ref_logits, features = decision_states(self.policy, self.contexts)
     self.estimator = EffectEstimator(config.signal, features, **config.estimator)
     for i, runs in enumerate(self.abstained):
@@ -114,8 +116,12 @@ class RolloutSource:
       negative=config.content_negative,
     )
     rows = [self._row(i, group, *parts) for i, group, *parts in zip(chosen, groups, content_adv, effects, old_logits, strict=True)]
+    batch = self._pack(rows, valid)
+    reference = _reference(self.policy.config, self.policy.tokenizer.generate, self.policy.tokenizer.abstain)
+    batch.ref_logps[:] = np.asarray(reference(self.ref_params, batch))
+    rows = [dataclasses.replace(row, ref_logps=_unpack(values, row)) for row, values in zip(rows, batch.ref_logps, strict=True)]
     self.rows |= {int(i): row for i, row, ok in zip(chosen, rows, valid, strict=True) if ok}
-    return self._pack(rows, valid), self._metrics(groups, successes, rewards, content_adv, valid)
+    return batch, self._metrics(groups, successes, rewards, content_adv, valid)
 
   def _replayed(self, step: int, phase: int) -> tuple[TrainBatch, dict[str, float]]:
     """The latest groups of up to G contexts that were played up to update `step`."""
@@ -163,19 +169,21 @@ class RolloutSource:
     )
 
   def _pack(self, rows: Sequence[PackedRow], valid: Sequence[bool]) -> TrainBatch:
-    """Rows of one shape, whether all groups are there or fewer, with the reference's log-probs; what is not valid has no part in the loss."""
-    policy, branches = self.policy, self.config.branches
+    """Rows of one of two shapes, for short contents and for any; what is not valid has no part in the loss."""
+    branches = self.config.branches
+    longest = max((len(content) for row in rows for content in row.contents), default=0)
+    short = -(-self.policy.max_content // 2)
+    max_content = short if longest <= short else self.policy.max_content
     batch = pack(
       rows,
-      policy.tokenizer,
+      self.policy.tokenizer,
       num_rows=self.config.groups,
-      row_tokens=policy.max_prompt + branches * (policy.max_content + 2),
+      row_tokens=self.prompt_tokens + branches * (max_content + 2),
       branches=branches,
-      max_content=policy.max_content,
+      max_content=max_content,
     )
     batch.valid[: len(rows)] = valid
     batch.content_mask[~batch.valid] = 0.0
-    batch.ref_logps[:] = np.asarray(_reference(policy.config, policy.tokenizer.generate, policy.tokenizer.abstain)(self.ref_params, batch))
     return batch
 
   def _metrics(
@@ -202,6 +210,12 @@ class RolloutSource:
 def make_tasks(contexts_tasks: Sequence[Sequence[Task]]) -> list[list[Task]]:
   """Transposes runs over contexts into contexts over runs: `tasks[i][j]` is context i under its j-th agent seed."""
   return [list(runs) for runs in zip(*contexts_tasks, strict=True)]
+
+
+def _unpack(values: np.ndarray, row: PackedRow) -> list[list[float]]:
+  """Values of one row of a batch, f32[C], as lists, one a branch: the tokens of its content and end-of-sequence."""
+  width = len(values) // max(len(row.contents), 1)
+  return [values[k * width : k * width + len(content) + 1].tolist() for k, content in enumerate(row.contents)]
 
 
 @functools.lru_cache

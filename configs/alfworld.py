@@ -1,0 +1,112 @@
+"""Mem-π on one ALFWorld household: every setting, as the README's table was measured with. The other configs start from it.
+
+    python -m mempi_jax.train --config=configs/alfworld.py --workdir=runs/alfworld
+    python -m mempi_jax.evaluate --config=configs/alfworld.py --workdir=runs/alfworld
+    python -m mempi_jax.report --workdir=runs/alfworld
+
+Results over households and seeds: configs/alfworld_sweep.py.
+"""
+
+from ml_collections import ConfigDict
+
+from mempi_jax.runtime.optim import optimizer_fields
+
+
+def get_config() -> ConfigDict:
+  """Every setting of an experiment."""
+  config = ConfigDict()
+  config.seed = 0
+
+  config.world = ConfigDict()
+  config.world.household = 'maple'  # its name alone decides where things are kept there
+  config.world.backend = 'simulator'  # or 'engine': the real ALFWorld, a thousand times slower
+  config.world.small_fraction = 0.4  # share of small rooms, where searching is cheap
+  config.world.max_steps = 16
+  config.world.max_steps_long = 24  # long_horizon games
+  config.world.guidance_effect = 'real'  # or null, oracle, mixed: the control worlds
+
+  config.agent = ConfigDict()
+  config.agent.path = ''  # '': the frozen agent that comes with the package
+  config.agent.context_length = 512
+  config.agent.max_action_tokens = 12
+  config.agent.temperature = 0.5
+  config.agent.batch_size = 256  # episodes side by side
+
+  config.policy = ConfigDict()
+  config.policy.init = 'agent'  # or 'random'
+  config.policy.model = 'tiny'  # the size when init is random
+  config.policy.max_prompt = 80
+  config.policy.max_content = 16
+
+  config.bank = ConfigDict()
+  config.bank.games = 800
+
+  config.stage1 = ConfigDict()
+  config.stage1.duration = '120 steps'
+  config.stage1.batch_size = 32
+  config.stage1.abstain_share = 0.4  # of the contexts that the agent solves alone
+  config.stage1.validation = 0.1
+  config.stage1.evaluate_every = 20
+  config.stage1.checkpoint_every = 60
+  config.stage1.optimizer = optimizer_fields()
+  config.stage1.optimizer.learning_rate = 1e-3
+  config.stage1.optimizer.schedule = 'cosine'
+  config.stage1.optimizer.warmup = '10 steps'
+
+  config.stage2 = ConfigDict()
+  config.stage2.updates = 30
+  config.stage2.games = 960
+  config.stage2.groups = 48
+  config.stage2.replay = 2  # steps between updates on groups that were played before
+  config.stage2.branches = 4  # K
+  config.stage2.abstain_outcomes = 4  # m, cached once a context
+  config.stage2.branch_seeds = 'shared'  # or 'independent', for the null world
+  config.stage2.temperature = 1.0
+  config.stage2.length_form = 'outcome_gated'
+  config.stage2.length_weight = 0.15  # λ
+  config.stage2.signal = 'pooled'
+  config.stage2.estimator = ConfigDict()  # of rollout/effects.py
+  config.stage2.estimator.evidence = 3.0
+  config.stage2.estimator.local = 4.0
+  config.stage2.estimator.components = 64
+  config.stage2.estimator.limit = 0.1
+  config.stage2.estimator.half_life = 40.0
+  config.stage2.decision_loss = 'regression'  # or policy_gradient, ratio: the paper's plain form
+  config.stage2.decision_beta = 0.05
+  config.stage2.decision_clip = 0.2
+  config.stage2.decision_kl = 0.01
+  config.stage2.decision_weight = 1.0
+  config.stage2.content_gate = 'open'  # or delta, effect
+  config.stage2.content_scale = 'raw'  # or std
+  config.stage2.content_epsilon = 0.1
+  config.stage2.content_negative = 0.2  # weight of negative advantages
+  config.stage2.clip_low = 0.2
+  config.stage2.clip_high = 0.2
+  config.stage2.content_kl = 0.1
+  config.stage2.content_weight = 3.0
+  config.stage2.inner_epochs = 1
+  config.stage2.probe_games = 180
+  config.stage2.probe_runs = 4
+  config.stage2.evaluate_every = 15  # steps: 1 + replay are one update
+  config.stage2.checkpoint_every = 30
+  config.stage2.optimizer = optimizer_fields()
+  config.stage2.optimizer.learning_rate = 5e-4
+  config.stage2.optimizer.warmup = '3 steps'
+
+  config.eval = ConfigDict()
+  config.eval.memories = ('none', 'oracle', 'rag', 'mempi_stage1', 'mempi')
+  config.eval.games = ConfigDict({'heldout_games': 400, 'heldout_goals': 200, 'long_horizon': 100})
+  config.eval.threshold = 0.5  # τ
+  config.eval.temperature = 0.0
+  config.eval.rag_k = 1
+  config.eval.rag_key = 'goal_and_observation'
+  config.eval.difficulty_runs = 4
+  config.eval.replay_episodes = 24
+
+  config.mesh = ConfigDict()
+  config.mesh.fsdp = 1
+
+  config.control = ConfigDict()
+  config.control.kind = ''  # null, mixed or oracle in the control experiments
+  config.control.seeds = ()
+  return config
