@@ -9,6 +9,7 @@ Results over households and seeds: configs/alfworld_sweep.py.
 
 from ml_collections import ConfigDict
 
+from mempi_jax.models.lora import ALL_MATRICES
 from mempi_jax.runtime.optim import optimizer_fields
 
 
@@ -33,10 +34,20 @@ def get_config() -> ConfigDict:
   config.agent.batch_size = 256  # episodes side by side
 
   config.policy = ConfigDict()
-  config.policy.init = 'agent'  # or 'random'
-  config.policy.model = 'tiny'  # the size when init is random
+  config.policy.init = 'agent'  # or 'random', or a pretrained model: a folder in Hugging Face format, or a hub id
+  config.policy.model = 'tiny'  # of models/presets.py: the shape when init is random
+  config.policy.template = 'plain'  # or 'chat', for models that were trained to chat
   config.policy.max_prompt = 80
   config.policy.max_content = 16
+  config.policy.param_dtype = 'float32'  # what is stored and trained; with dtype bfloat16, float32 here are the master weights
+  config.policy.dtype = 'float32'  # of activations
+  config.policy.attention = 'auto'  # or xla, cudnn, splash
+  config.policy.remat = 'none'  # or dots, full: what training computes again to save memory
+  config.policy.scan_layers = False  # one compiled layer for all: training compiles faster
+  config.policy.lora = ConfigDict()
+  config.policy.lora.rank = 0  # 0: every parameter is trained
+  config.policy.lora.alpha = 32.0
+  config.policy.lora.targets = ALL_MATRICES  # regular expression over module names
 
   config.bank = ConfigDict()
   config.bank.games = 800

@@ -31,7 +31,8 @@ from mempi_jax.envs.alfworld.env import AlfworldEnv
 from mempi_jax.envs.alfworld.game import Game
 from mempi_jax.envs.alfworld.generator import generate_games, seldom, usually
 from mempi_jax.models.decoder import Decoder, DecoderConfig, count_params, init_params
-from mempi_jax.models.presets import preset, save_model
+from mempi_jax.models.hf import save_model
+from mempi_jax.models.presets import preset
 from mempi_jax.policy.score import branch_mask
 from mempi_jax.policy.tokenizer import train_tokenizer
 from mempi_jax.rollout.episode import run_episodes

@@ -4,7 +4,7 @@ An experiment is a file `configs/NAME.py` with `get_config() -> ConfigDict`, and
 A config holds every setting: nothing in the package reads one with a default, so a misspelt field is an error that names the near
 ones. A file that varies another one starts from `load_config(Path(__file__).with_name('base.py'))` and assigns fields that exist.
 
-    python -m mempi_jax.train --config=configs/quickstart.py --workdir=/tmp/run --config.seed=3 --config.rl.num_updates=10
+    python -m mempi_jax.train --config=configs/quickstart.py --workdir=/tmp/run --config.seed=3 --config.stage2.updates=10
 
 `get_config` may take arguments, given after a colon: `--config=configs/control.py:world=null,seed=2`.
 """

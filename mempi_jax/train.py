@@ -38,16 +38,17 @@ from mempi_jax.losses.policy_gradient import (
   decision_regression_loss,
 )
 from mempi_jax.losses.sft import sft_loss
-from mempi_jax.models.decoder import init_params
+from mempi_jax.models.decoder import DecoderConfig, init_params, stack_layers, unstack_layers
+from mempi_jax.models.lora import LoraConfig, init_lora
 from mempi_jax.models.presets import preset
-from mempi_jax.policy.policy import GuidancePolicy, load_policy
+from mempi_jax.policy.policy import Adaptation, GuidancePolicy, load_policy, load_pretrained
 from mempi_jax.policy.score import score_rows
 from mempi_jax.runtime import files
 from mempi_jax.runtime.checkpoint import Checkpointer
 from mempi_jax.runtime.metrics import MetricWriter, progress, read_metrics
 from mempi_jax.runtime.optim import make_optimizer
 from mempi_jax.runtime.rng import step_key
-from mempi_jax.runtime.sharding import make_mesh, put_rows, put_state
+from mempi_jax.runtime.sharding import make_mesh, put_rows, put_state, shard_state
 from mempi_jax.runtime.workdir import COMPILED, report_errors, share_compilations, timed
 from mempi_jax.sources.rollout import RolloutSource, make_tasks
 from mempi_jax.sources.sft import SftSource
@@ -110,28 +111,38 @@ def train_stage1(world: World, entries: Sequence[BankEntry]) -> GuidancePolicy:
 
 
 def initial_policy(world: World) -> GuidancePolicy:
-  """The policy before stage 1: the agent's weights (a language model that knows the world's text) or random ones."""
+  """The policy before stage 1: the agent's weights (a language model that knows the world's text), random ones, or a pretrained model's."""
   config, lm = world.config.policy, agent_lm(world)
+  key = step_key(world.config.seed, 0, 'policy init')
   match config.init:
     case 'agent':
-      shape, params = lm.config, lm.params
+      shape, params, tokenizer = lm.config, lm.params, lm.tokenizer
     case 'random':
-      shape = preset(config.model, lm.tokenizer.vocab_size)
-      params = init_params(shape, step_key(world.config.seed, 0, 'policy init'))
-    case other:
-      raise ConfigError(f"policy.init is {other!r}, expected 'agent' or 'random'")
-  params = jax.tree.map(np.array, params)  # a copy: training donates its buffers, and the agent stays frozen
-  return GuidancePolicy(shape, params, lm.tokenizer, max_prompt=config.max_prompt, max_content=config.max_content)
+      shape, tokenizer = preset(config.model, lm.tokenizer.vocab_size), lm.tokenizer
+      params = init_params(shape, key, config.param_dtype)
+    case path:
+      mesh = make_mesh(world.config.mesh.fsdp)
+      shape, params, tokenizer = load_pretrained(path, dtype=config.param_dtype, place=functools.partial(shard_state, mesh))
+  shape = dataclasses.replace(shape, dtype=config.dtype, attention=config.attention)
+  adaptation = None
+  if config.lora.rank:
+    if config.init in ('agent', 'random'):
+      raise ConfigError(f'policy.lora needs a pretrained model that its adapter can name, found policy.init {config.init!r}')
+    lora = LoraConfig(config.lora.rank, config.lora.alpha, config.lora.targets, tokens=tokenizer.decisions)
+    adaptation = Adaptation(lora, init_lora(shape, lora, params, key), config.init)
+  return GuidancePolicy(
+    shape, params, tokenizer, max_prompt=config.max_prompt, max_content=config.max_content, template=config.template, adaptation=adaptation
+  )
 
 
 def validation(policy: GuidancePolicy, loss: Loss, batches: Sequence[TrainBatch]) -> Callable[[Any], dict[str, float]]:
-  """A function params -> mean metrics over batches, named val/..."""
-  forward = jax.jit(forward_loss(policy, loss))
+  """A function trained -> mean metrics over batches, named val/..."""
+  forward = jax.jit(forward_loss(policy, policy.config, loss))
 
-  def evaluate(params: Any) -> dict[str, float]:
+  def evaluate(trained: Any) -> dict[str, float]:
     sums: dict[str, float] = {}
     for batch in batches:
-      value, metrics = forward(params, _arrays(batch))
+      value, metrics = forward(trained, policy.frozen, _arrays(batch))
       for name, part in {'val/loss': value, **{f'val/{name.replace("/", "_")}': part for name, part in metrics.items()}}.items():
         sums[name] = sums.get(name, 0.0) + float(part) * float(batch.valid.sum())
     total = sum(float(batch.valid.sum()) for batch in batches)
@@ -162,7 +173,7 @@ def train_stage2(world: World, policy: GuidancePolicy) -> GuidancePolicy:
     return stage2_loss(config, logit, logps, batch)
 
   policy = fit(world, folder, 'stage 2', policy, source, loss, config, num_steps, inner_epochs=config.inner_epochs, evaluate=probes)
-  files.mark_done(folder, {'updates': config.updates} | probes(policy.params))
+  files.mark_done(folder, {'updates': config.updates} | probes(policy.trained))
   return policy
 
 
@@ -196,21 +207,26 @@ def make_probes(world: World, policy: GuidancePolicy, folder: Path) -> Probes:
   runs = [episodes[start : start + len(games)] for start in range(0, len(episodes), len(games))]
   effect = world.config.world.guidance_effect
   acts = np.array([guidance_acts(effect, game.room or '') for game in games])
-  return Probes(lambda params, contexts: policy.with_params(params).p_generate(contexts), runs, acts)
+  return Probes(lambda trained, contexts: policy.with_trained(trained).p_generate(contexts), runs, acts)
 
 
 # The loop that both stages share.
 
 
-def forward_loss(policy: GuidancePolicy, loss: Loss) -> Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]]:
-  """(params, batch as a dict of arrays) -> loss and metrics: one forward pass scores decision and contents of every row."""
-  config, generate_id, abstain_id = policy.config, policy.tokenizer.generate, policy.tokenizer.abstain
+def forward_loss(
+  policy: GuidancePolicy, config: DecoderConfig, loss: Loss
+) -> Callable[[Any, Any, Any], tuple[jax.Array, dict[str, jax.Array]]]:
+  """(trained, frozen, batch as a dict of arrays) -> loss and metrics: one forward pass scores decision and contents of every row.
 
-  def compute(params: Any, arrays: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+  `config` is the policy's, or says how training computes it; trained and frozen have its layout.
+  """
+  generate_id, abstain_id = policy.generate_id, policy.abstain_id
+
+  def compute(trained: Any, frozen: Any, arrays: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
     batch = TrainBatch(**arrays)
     logit, logps = score_rows(
-      config, params, generate_id, abstain_id, batch.tokens, batch.branch, batch.positions, batch.decision_index, batch.score_index,
-      batch.targets,
+      config, policy.assemble(frozen, trained), generate_id, abstain_id, batch.tokens, batch.branch, batch.positions, batch.decision_index,
+      batch.score_index, batch.targets,
     )  # fmt: skip
     return loss(logit, logps, batch)
 
@@ -230,19 +246,25 @@ def fit(
   inner_epochs: int,
   evaluate: Callable[[Any], dict[str, float]],
 ) -> GuidancePolicy:
-  """The training loop. Order of resume: the newest whole checkpoint, the source's state in it, then the metrics from that step on."""
-  mesh = make_mesh(world.config.mesh.fsdp)
+  """The training loop. Order of resume: the newest whole checkpoint, the source's state in it, then the metrics from that step on.
+
+  The state holds what is trained, and nothing else: the parameters, or a LoRA adapter. With policy.scan_layers it has the scanned layout
+  in the loop; the source, the probes and the policy's folder get the unrolled one.
+  """
+  mesh, scan = make_mesh(world.config.mesh.fsdp), world.config.policy.scan_layers
   optimizer = make_optimizer(config.optimizer, num_steps * inner_epochs)
-  compute = forward_loss(policy, loss)
+  compute = forward_loss(policy, dataclasses.replace(policy.config, scan_layers=scan, remat=world.config.policy.remat), loss)
+  to_training, to_policy = (stack_layers, jax.jit(unstack_layers)) if scan else (lambda tree: tree, lambda tree: tree)
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def update(state: dict[str, Any], arrays: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    (value, metrics), gradients = jax.value_and_grad(compute, has_aux=True)(state['params'], arrays)
+  def update(state: dict[str, Any], frozen: Any, arrays: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    (value, metrics), gradients = jax.value_and_grad(compute, has_aux=True)(state['params'], frozen, arrays)
     updates, opt_state = optimizer.update(gradients, state['opt_state'], state['params'])
     metrics |= {'train/loss': value, 'train/gradient_norm': optax.tree.norm(gradients)}
     return {'params': optax.apply_updates(state['params'], updates), 'opt_state': opt_state}, metrics
 
-  params = jax.tree.map(jax.numpy.array, policy.params)  # a copy: the update donates its input
+  params = to_training(jax.tree.map(jax.numpy.array, policy.trained))  # a copy: the update donates its input, and the agent stays frozen
+  frozen = put_state(mesh, to_training(policy.frozen) if policy.frozen else {})
   state = put_state(mesh, {'params': params, 'opt_state': optimizer.init(params)})
   checkpoints = Checkpointer(folder / 'checkpoints')
   first = checkpoints.latest() or 0
@@ -251,22 +273,22 @@ def fit(
     source.restore(extra['source'])
   with MetricWriter(folder, first + 1 if first else 0) as writer, progress(num_steps, description, initial=first) as bar:
     if not first:
-      writer.write(0, evaluate(state['params']))
+      writer.write(0, evaluate(to_policy(state['params'])))
     for step in range(first, num_steps):
-      batch, metrics = source.next(step, state['params'])
+      batch, metrics = source.next(step, to_policy(state['params']))
       arrays = put_rows(mesh, _arrays(batch))
       for _ in range(inner_epochs):
-        state, trained = update(state, arrays)
+        state, trained = update(state, frozen, arrays)
       last = step + 1 == num_steps
       metrics |= {name: float(value) for name, value in trained.items()}
       if last or (step + 1) % config.evaluate_every == 0:
-        metrics |= evaluate(state['params'])
+        metrics |= evaluate(to_policy(state['params']))
       writer.write(step + 1, metrics)
       bar.update()
       bar.set_postfix({name.split('/')[1]: f'{metrics[name]:.3f}' for name in ('train/loss',) if name in metrics})
       if last or (step + 1) % config.checkpoint_every == 0:
         checkpoints.save(step + 1, state, {'source': source.state()})
-  trained = policy.with_params(jax.device_get(state['params']))
+  trained = policy.with_trained(jax.device_get(to_policy(state['params'])))
   trained.save(folder / 'policy')
   return trained
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mempi_jax.inference.engine import Rows
 from mempi_jax.models.decoder import DecoderConfig
-from mempi_jax.models.presets import load_model
+from mempi_jax.models.hf import load_model
 from mempi_jax.policy.template import NEWLINE, TURN, agent_prompt, agent_turn
 from mempi_jax.policy.tokenizer import Tokenizer
 from mempi_jax.types import Context, Guidance

@@ -1,8 +1,9 @@
-"""The decoder language model (Llama architecture): RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied embeddings.
+"""The decoder language model of the Llama and Qwen families: one implementation for every model of the project.
 
-Two entry points share every weight and every kernel, so that sampler and trainer compute the same numbers:
-`Decoder.__call__` runs whole rows under any attention mask (training and scoring), `Decoder.extend` appends tokens to a key-value
-cache (generation). Axes: B rows, T tokens, S cache, V vocab, D embed, N heads, K key-value heads, H head dim.
+RMSNorm, rotary positions, grouped-query attention, SwiGLU; with or without tied embeddings, biases, normalised queries and keys, a sliding
+window. Two entry points share every weight and every kernel, so that sampler and trainer compute the same numbers: `Decoder.__call__`
+runs whole rows under any attention mask (training and scoring), `Decoder.extend` appends tokens to a key-value cache (generation).
+Parameters come in two layouts, see `stack_layers`. Axes: B rows, T tokens, S cache, V vocab, D embed, N heads, K key-value heads, H head dim.
 """
 
 from __future__ import annotations
@@ -14,13 +15,28 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-Cache = list[tuple[jax.Array, jax.Array]]  # per layer: keys f32[B, K, H, S], values f32[B, K, S, H]
+from mempi_jax.models.attention import IMPLEMENTATIONS, attention
+from mempi_jax.models.lora import matmul
+from mempi_jax.models.rope import RopeScaling, rope_angles, rotate
+
+FAMILIES = ('llama', 'mistral', 'qwen2', 'qwen3')
+DTYPES = ('float32', 'bfloat16', 'float16')
+# What a layer keeps for its backward pass; the rest is computed again.
+REMAT = {
+  'none': None,
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+Angles = tuple[jax.Array, jax.Array]
+Cache = list[tuple[jax.Array, jax.Array]]  # per layer: keys [B, K, H, S], values [B, K, S, H]
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-  """Shape of a decoder."""
+  """Shape of a decoder (what a checkpoint fixes), and how it is computed (what a run may choose)."""
 
   vocab_size: int
   embed_dim: int
@@ -29,56 +45,44 @@ class DecoderConfig:
   num_kv_heads: int
   head_dim: int
   mlp_dim: int
+  family: str = 'llama'  # as which it is exported
   rope_theta: float = 10_000.0
+  rope_scaling: RopeScaling | None = None
+  max_positions: int = 2048  # what the model was made for; read by dynamic rope scaling alone
   norm_eps: float = 1e-6
+  tie_embeddings: bool = True
+  qkv_bias: bool = False
+  out_bias: bool = False
+  mlp_bias: bool = False
+  qk_norm: bool = False  # RMSNorm over each head of queries and keys
+  sliding_window: int = 0  # tokens that a query sees in the layers of `sliding_layers`, itself included
+  sliding_layers: tuple[int, ...] = ()
+  # How it is computed.
+  dtype: str = 'float32'  # of activations and cache; norms, softmax and logits are float32
+  attention: str = 'auto'  # see models/attention.py
+  scan_layers: bool = False  # one compiled layer, scanned; for training alone
+  remat: str = 'none'
 
   def __post_init__(self):
+    for name in ('vocab_size', 'embed_dim', 'num_layers', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim'):
+      if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+        raise ValueError(f'{name} of a decoder must be a positive whole number, found {getattr(self, name)!r}')
     if self.num_heads % self.num_kv_heads:
       raise ValueError(f'num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}')
     if self.head_dim % 2:
       raise ValueError(f'head_dim must be even for rotary positions, found {self.head_dim}')
+    for name, known in (('family', FAMILIES), ('dtype', DTYPES), ('attention', IMPLEMENTATIONS), ('remat', tuple(REMAT))):
+      if getattr(self, name) not in known:
+        raise ValueError(f'{name} {getattr(self, name)!r} of a decoder: expected one of {", ".join(known)}')
+    if self.sliding_layers and self.sliding_window < 1:
+      raise ValueError(f'sliding layers need a window of at least one token, found {self.sliding_window}')
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-  """x f32[..., D] normalised by its root mean square, times scale f32[D]."""
-  variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-  return x * jax.lax.rsqrt(variance + eps) * scale
-
-
-def rotary(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-  """Rotary embedding of x f32[B, T, heads, H] at positions i32[B, T]; pairs are (i, i + H/2), as in Llama."""
-  half = x.shape[-1] // 2
-  frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-  sin, cos = jnp.sin(angles), jnp.cos(angles)
-  first, second = x[..., :half], x[..., half:]
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-  """Grouped-query attention in float32.
-
-  q f32[B, T, N, H], k f32[B, K, H, S], v f32[B, K, S, H], mask bool[B, T, S] (True: may attend) -> f32[B, T, N, H].
-  """
-  batch, time, heads, dim = q.shape
-  kv_heads = k.shape[1]
-  group = heads // kv_heads
-  q = (q * dim**-0.5).reshape(batch, time, kv_heads, group, dim).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
-
-  def one_row(q, k, v, mask):
-    scores = jnp.einsum('kqh,khs->kqs', q.reshape(kv_heads, group * time, dim), k)
-    scores = jnp.where(mask, scores.reshape(kv_heads, group, time, -1), -1e30)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    total = jnp.sum(weights, axis=-1)
-    mixed = jnp.einsum('kqs,ksh->kqh', weights.reshape(kv_heads, group * time, -1), v)
-    return mixed.reshape(kv_heads, group, time, dim) / total[..., None]
-
-  if jax.default_backend() == 'cpu' and time > 1:
-    # Blocks of rows that stay in the processor's cache: 3 to 8 times as fast as one batched einsum on XLA:CPU.
-    out = jax.lax.map(lambda row: one_row(*row), (q, k, v, mask), batch_size=min(16, batch))
-  else:
-    out = jax.vmap(one_row)(q, k, v, mask)
-  return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, dim)
+  """x [..., D] normalised by its root mean square, times scale [D]; computed in float32, returned in x's dtype."""
+  wide = x.astype(jnp.float32)
+  variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+  return (wide * jax.lax.rsqrt(variance + eps) * scale).astype(x.dtype)
 
 
 class Layer(nn.Module):
@@ -89,35 +93,67 @@ class Layer(nn.Module):
   def setup(self):
     """Parameters of attention and feed-forward, heads side by side in 2-D matrices."""
     c = self.config
-    init = nn.initializers.normal(0.02)
+    init, zeros, ones = nn.initializers.normal(0.02), nn.initializers.zeros, nn.initializers.ones
     # Residual branches start small (GPT-2's rule), so that depth does not change the scale of the stream.
     out_init = nn.initializers.normal(0.02 / (2 * c.num_layers) ** 0.5)
-    self.attention_norm = self.param('attention_norm', nn.initializers.ones, (c.embed_dim,))
-    self.qkv = self.param('qkv', init, (c.embed_dim, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim))
+    qkv_dim = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+    self.attention_norm = self.param('attention_norm', ones, (c.embed_dim,))
+    self.qkv = self.param('qkv', init, (c.embed_dim, qkv_dim))
     self.out = self.param('out', out_init, (c.num_heads * c.head_dim, c.embed_dim))
-    self.mlp_norm = self.param('mlp_norm', nn.initializers.ones, (c.embed_dim,))
+    self.mlp_norm = self.param('mlp_norm', ones, (c.embed_dim,))
     self.gate_up = self.param('gate_up', init, (c.embed_dim, 2 * c.mlp_dim))
     self.down = self.param('down', out_init, (c.mlp_dim, c.embed_dim))
+    if c.qkv_bias:
+      self.qkv_bias = self.param('qkv_bias', zeros, (qkv_dim,))
+    if c.out_bias:
+      self.out_bias = self.param('out_bias', zeros, (c.embed_dim,))
+    if c.mlp_bias:
+      self.gate_up_bias = self.param('gate_up_bias', zeros, (2 * c.mlp_dim,))
+      self.down_bias = self.param('down_bias', zeros, (c.embed_dim,))
+    if c.qk_norm:
+      self.q_norm = self.param('q_norm', ones, (c.head_dim,))
+      self.k_norm = self.param('k_norm', ones, (c.head_dim,))
 
-  def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Stream x f32[B, T, D] -> rotated q f32[B, T, N, H], rotated k and plain v f32[B, T, K, H]."""
+  def project(self, x: jax.Array, angles: Angles) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Stream x [B, T, D] -> rotated q [B, T, N, H], rotated k and plain v [B, T, K, H]."""
     c = self.config
     batch, time, _ = x.shape
     # Matmuls in two dimensions: XLA on CPU is twice as fast as with three.
-    flat = rms_norm(x, self.attention_norm, c.norm_eps).reshape(batch * time, c.embed_dim) @ self.qkv
+    flat = matmul(rms_norm(x, self.attention_norm, c.norm_eps).reshape(batch * time, c.embed_dim), self.qkv)
+    if c.qkv_bias:
+      flat = flat + self.qkv_bias.astype(flat.dtype)
     q, k, v = jnp.split(flat, [c.num_heads * c.head_dim, (c.num_heads + c.num_kv_heads) * c.head_dim], axis=-1)
-    q = rotary(q.reshape(batch, time, c.num_heads, c.head_dim), positions, c.rope_theta)
-    k = rotary(k.reshape(batch, time, c.num_kv_heads, c.head_dim), positions, c.rope_theta)
-    return q, k, v.reshape(batch, time, c.num_kv_heads, c.head_dim)
+    q = q.reshape(batch, time, c.num_heads, c.head_dim)
+    k = k.reshape(batch, time, c.num_kv_heads, c.head_dim)
+    if c.qk_norm:
+      q, k = rms_norm(q, self.q_norm, c.norm_eps), rms_norm(k, self.k_norm, c.norm_eps)
+    return rotate(q, angles), rotate(k, angles), v.reshape(batch, time, c.num_kv_heads, c.head_dim)
 
   def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-    """Adds the attention's output f32[B, T, N, H] and the MLP's to the stream x f32[B, T, D]."""
+    """Adds the attention's output [B, T, N, H] and the MLP's to the stream x [B, T, D]."""
     c = self.config
     shape = x.shape
     x = x.reshape(-1, c.embed_dim)
-    x = x + attended.reshape(x.shape[0], -1) @ self.out
-    gate, up = jnp.split(rms_norm(x, self.mlp_norm, c.norm_eps) @ self.gate_up, 2, axis=-1)
-    return (x + (jax.nn.silu(gate) * up) @ self.down).reshape(shape)
+    x = x + self._biased(matmul(attended.reshape(x.shape[0], -1), self.out), 'out_bias', c.out_bias)
+    hidden = matmul(rms_norm(x, self.mlp_norm, c.norm_eps), self.gate_up)
+    gate, up = jnp.split(self._biased(hidden, 'gate_up_bias', c.mlp_bias), 2, axis=-1)
+    return (x + self._biased(matmul(jax.nn.silu(gate) * up, self.down), 'down_bias', c.mlp_bias)).reshape(shape)
+
+  def _biased(self, x: jax.Array, name: str, present: bool) -> jax.Array:
+    return x + getattr(self, name).astype(x.dtype) if present else x
+
+  def __call__(self, x: jax.Array, angles: Angles, mask: jax.Array | None) -> jax.Array:
+    """Stream x [B, T, D] through the block; mask as in `attention`."""
+    q, k, v = self.project(x, angles)
+    return self.finish(x, attention(q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), mask, self.config.attention))
+
+
+class ScannedLayer(Layer):
+  """A block as `nn.scan` wants it: the layer's own mask is chosen by a scanned flag."""
+
+  def __call__(self, x: jax.Array, slides: jax.Array, angles: Angles, mask: jax.Array | None, window: jax.Array | None) -> tuple[jax.Array, None]:
+    """`slides` bool[], `window` bool[B, T, T] what a sliding layer may see (None: there is none)."""
+    return super().__call__(x, angles, mask if window is None else mask & (window | ~slides)), None
 
 
 class Decoder(nn.Module):
@@ -127,55 +163,108 @@ class Decoder(nn.Module):
 
   def setup(self):
     c = self.config
-    self.embedding = self.param('embedding', nn.initializers.normal(0.02), (c.vocab_size, c.embed_dim))
-    self.layers = [Layer(c, name=f'layer_{i}') for i in range(c.num_layers)]
+    init, policy = nn.initializers.normal(0.02), REMAT[c.remat]
+    self.embedding = self.param('embedding', init, (c.vocab_size, c.embed_dim))
+    if not c.tie_embeddings:
+      self.head = self.param('head', init, (c.vocab_size, c.embed_dim))
     self.final_norm = self.param('final_norm', nn.initializers.ones, (c.embed_dim,))
+    if c.scan_layers:
+      block = ScannedLayer if policy is None else nn.remat(ScannedLayer, policy=policy, prevent_cse=False)
+      scanned = nn.scan(
+        block, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.num_layers, in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast)
+      )
+      self.layers = scanned(c)
+    else:
+      block = Layer if policy is None else nn.remat(Layer, policy=policy)
+      self.layers = [block(c, name=f'layer_{i}') for i in range(c.num_layers)]
 
-  def __call__(self, tokens: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
-    """tokens i32[B, T], positions i32[B, T], mask bool[B, T, T] -> normalised hidden states f32[B, T, D]."""
-    x = self.embedding[tokens]
-    for layer in self.layers:
-      q, k, v = layer.project(x, positions)
-      x = layer.finish(x, attention(q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), mask))
-    return rms_norm(x, self.final_norm, self.config.norm_eps)
+  def __call__(self, tokens: jax.Array, positions: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """tokens i32[B, T], positions i32[B, T], mask bool[B, T, T] (None: causal) -> normalised hidden states [B, T, D]."""
+    c = self.config
+    x = self.embedding[tokens].astype(c.dtype)
+    angles = self._angles(positions)
+    window = None
+    if c.sliding_layers:
+      window = positions[:, :, None] - positions[:, None, :] < c.sliding_window
+      mask = jnp.broadcast_to(jnp.tril(jnp.ones(window.shape[1:], bool)), window.shape) if mask is None else mask
+    if c.scan_layers:
+      slides = jnp.array([i in c.sliding_layers for i in range(c.num_layers)])
+      x, _ = self.layers(x, slides, angles, mask, window)
+    else:
+      for i, layer in enumerate(self.layers):
+        x = layer(x, angles, mask & window if i in c.sliding_layers else mask)
+    return rms_norm(x, self.final_norm, c.norm_eps)
 
   def extend(self, tokens: jax.Array, lengths: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """Appends tokens i32[B, T] to rows that hold `lengths` i32[B] tokens each; attention runs over the whole cache.
 
     Right padding in `tokens` is harmless: what it writes lies beyond the row's new length and the next tokens overwrite it. Returns
-    hidden states f32[B, T, D] and the cache.
+    hidden states [B, T, D] and the cache. Needs the unrolled layout.
     """
+    c = self.config
     batch, time = tokens.shape
     positions = lengths[:, None] + jnp.arange(time, dtype=jnp.int32)
-    mask = jnp.arange(cache[0][0].shape[3])[None, None, :] <= positions[:, :, None]
+    places = jnp.arange(cache[0][0].shape[3])[None, None, :]
+    mask = places <= positions[:, :, None]
     rows = jnp.arange(batch)[:, None]
-    x = self.embedding[tokens]
+    x = self.embedding[tokens].astype(c.dtype)
+    angles = self._angles(positions)
     new_cache = []
-    for layer, (keys, values) in zip(self.layers, cache, strict=True):
-      q, k, v = layer.project(x, positions)
+    for i, (layer, (keys, values)) in enumerate(zip(self.layers, cache, strict=True)):
+      q, k, v = layer.project(x, angles)
       keys = keys.at[rows, :, :, positions].set(k, mode='drop')
       values = values.at[rows, :, positions].set(v, mode='drop')
-      x = layer.finish(x, attention(q, keys, values, mask))
+      seen = mask & (places > positions[:, :, None] - c.sliding_window) if i in c.sliding_layers else mask
+      x = layer.finish(x, attention(q, keys, values, seen))
       new_cache.append((keys, values))
-    return rms_norm(x, self.final_norm, self.config.norm_eps), new_cache
+    return rms_norm(x, self.final_norm, c.norm_eps), new_cache
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """hidden f32[..., D] -> logits f32[..., V] through the tied embedding."""
-    flat = hidden.reshape(-1, self.config.embed_dim) @ self.embedding.T
+    """hidden [..., D] -> logits f32[..., V] through the output matrix."""
+    matrix = self.embedding if self.config.tie_embeddings else self.head
+    flat = jnp.matmul(hidden.reshape(-1, self.config.embed_dim), matrix.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
     return flat.reshape(*hidden.shape[:-1], self.config.vocab_size)
 
+  def _angles(self, positions: jax.Array) -> Angles:
+    c = self.config
+    return rope_angles(positions, c.head_dim, c.rope_theta, c.rope_scaling, c.max_positions)
 
-@functools.partial(jax.jit, static_argnames='config')
-def init_params(config: DecoderConfig, key: jax.Array) -> Any:
+
+def output_matrix(params: Any) -> jax.Array:
+  """The output projection [V, D]: a matrix of its own, or the embedding where the two are tied."""
+  return params.get('head', params['embedding'])
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'dtype'))
+def init_params(config: DecoderConfig, key: jax.Array, dtype: DTypeLike = 'float32') -> Any:
   """Random parameters of a decoder."""
   tokens = jnp.zeros((1, 2), jnp.int32)
-  return Decoder(config).init(key, tokens, tokens, jnp.ones((1, 2, 2), bool))['params']
+  params = Decoder(config).init(key, tokens, tokens, jnp.ones((1, 2, 2), bool))['params']
+  return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 def init_cache(config: DecoderConfig, batch: int, length: int) -> Cache:
   """An empty key-value cache for `batch` rows of `length` tokens."""
-  heads, dim = config.num_kv_heads, config.head_dim
-  return [(jnp.zeros((batch, heads, dim, length)), jnp.zeros((batch, heads, length, dim))) for _ in range(config.num_layers)]
+  heads, dim, dtype = config.num_kv_heads, config.head_dim, config.dtype
+  return [(jnp.zeros((batch, heads, dim, length), dtype), jnp.zeros((batch, heads, length, dim), dtype)) for _ in range(config.num_layers)]
+
+
+def stack_layers(params: Any) -> Any:
+  """From the unrolled layout (layer_0, layer_1, ...; generation, checkpoints) to the scanned one (layers: every leaf [L, ...]; training).
+
+  Also of an adapter, or of any tree with that form.
+  """
+  names = sorted((name for name in params if name.startswith('layer_')), key=lambda name: int(name.removeprefix('layer_')))
+  rest = {name: part for name, part in params.items() if name not in names}
+  return rest | {'layers': jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))}
+
+
+def unstack_layers(params: Any) -> Any:
+  """The inverse of `stack_layers`."""
+  stacked = params['layers']
+  rest = {name: part for name, part in params.items() if name != 'layers'}
+  count = jax.tree.leaves(stacked)[0].shape[0]
+  return rest | {f'layer_{i}': jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)}
 
 
 def count_params(params: Any) -> int:

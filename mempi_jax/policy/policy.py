@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -14,7 +16,10 @@ import numpy as np
 
 from mempi_jax.inference.engine import Rows
 from mempi_jax.models.decoder import Decoder, DecoderConfig
-from mempi_jax.models.presets import load_model, save_model
+from mempi_jax.models.hf import Place, find_checkpoint, load_model, read_config, save_model
+from mempi_jax.models.lora import ADAPTER_CONFIG, Adapter, LoraConfig, apply_lora, load_peft, merge_lora, read_peft_config, save_peft
+from mempi_jax.models.vocabulary import add_tokens, check_vocabulary
+from mempi_jax.policy.score import decision_logit
 from mempi_jax.policy.template import policy_prompt
 from mempi_jax.policy.tokenizer import Tokenizer
 from mempi_jax.runtime import files
@@ -32,23 +37,66 @@ def _decision_logits(config: DecoderConfig, params: Any, tokens: jax.Array, last
   positions = jnp.broadcast_to(jnp.arange(time), tokens.shape)
   mask = jnp.broadcast_to(jnp.tril(jnp.ones((time, time), bool)), (tokens.shape[0], time, time))
   hidden = Decoder(config).apply({'params': params}, tokens, positions, mask)
-  pair = params['embedding'][jnp.array([generate_id, abstain_id])]
-  decision = hidden[jnp.arange(tokens.shape[0]), last] @ pair.T
-  return decision[:, 0] - decision[:, 1]
+  return decision_logit(params, hidden[jnp.arange(tokens.shape[0]), last], generate_id, abstain_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+  """A LoRA adapter of a policy: its shape, its factors, and the folder or hub id of the frozen model below it."""
+
+  lora: LoraConfig
+  adapter: Adapter
+  base: str
 
 
 class GuidancePolicy:
-  """π_mem with its tokenizer. P(GENERATE | x) = sigmoid(l): the decision is between its two tokens alone [O]."""
+  """π_mem with its tokenizer. P(GENERATE | x) = sigmoid(l): the decision is between its two tokens alone [O].
 
-  def __init__(self, config: DecoderConfig, params: Any, tokenizer: Tokenizer, *, max_prompt: int, max_content: int):
-    if tokenizer.vocab_size > config.vocab_size:
-      raise ValueError(f'the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: they do not belong together')
-    self.config, self.params, self.tokenizer = config, params, tokenizer
+  Args:
+    config: the decoder's shape.
+    params: its parameters, in the unrolled layout; with an adaptation those of the frozen model.
+    tokenizer: with the decisions' tokens.
+    max_prompt, max_content: in tokens.
+    template: of policy/template.py.
+    adaptation: a LoRA adapter, which is then what training changes.
+  """
+
+  def __init__(
+    self,
+    config: DecoderConfig,
+    params: Any,
+    tokenizer: Tokenizer,
+    *,
+    max_prompt: int,
+    max_content: int,
+    template: str = 'plain',
+    adaptation: Adaptation | None = None,
+  ):
+    check_vocabulary(config, tokenizer.vocab_size)
+    self.config, self.tokenizer, self.template = config, tokenizer, template
+    self.generate_id, self.abstain_id = tokenizer.decisions
     self.max_prompt, self.max_content = max_prompt, max_content
+    self.adaptation = adaptation
+    self.frozen = params if adaptation else {}
+    self.trained = adaptation.adapter if adaptation else params
+    self.params = self.assemble(self.frozen, self.trained)
+
+  def assemble(self, frozen: Any, trained: Any) -> Any:
+    """The decoder's parameters from `frozen` and `trained` (both in one layout): a pure function, for use inside a compiled one."""
+    return apply_lora(self.config, self.adaptation.lora, frozen, trained) if self.adaptation else trained
+
+  def with_trained(self, trained: Any) -> GuidancePolicy:
+    """The same policy with another state of what training changes: the parameters, or the adapter where there is one."""
+    changed = copy.copy(self)
+    changed.trained = trained
+    if self.adaptation:
+      changed.adaptation = dataclasses.replace(self.adaptation, adapter=trained)
+    changed.params = changed.assemble(changed.frozen, trained)
+    return changed
 
   def prompt(self, context: Context) -> list[int]:
     """The prompt's ids. Raises ValueError when the context is longer than the policy was made for, with both lengths."""
-    ids = policy_prompt(self.tokenizer, context)
+    ids = policy_prompt(self.tokenizer, context, self.template)
     if len(ids) > self.max_prompt:
       raise ValueError(f'the context of task {context.task.task_id!r} has {len(ids)} tokens, the policy takes at most {self.max_prompt}')
     return ids
@@ -67,7 +115,7 @@ class GuidancePolicy:
         tokens[row, : len(ids)] = ids
       last = np.array([len(ids) - 1 for ids in part] + [0] * (BATCH - len(part)), np.int32)
       out = _decision_logits(
-        self.config, self.params, tokens, last, generate_id=self.tokenizer.generate, abstain_id=self.tokenizer.abstain
+        self.config, self.params, tokens, last, generate_id=self.generate_id, abstain_id=self.abstain_id
       )
       logits.append(np.asarray(out)[: len(part)])
     decisions = np.concatenate(logits) if logits else np.zeros(0, np.float32)
@@ -115,7 +163,7 @@ class GuidancePolicy:
       rows = Rows(self.config, self.params, BATCH, self.max_prompt + self.max_content + 2)
       rows.prefill([self.prompt(context) for context in part] + [[]] * spare)
       rows.select(np.repeat(np.arange(BATCH), branches))
-      chunks = [[self.tokenizer.generate]] * (len(part) * branches) + [[]] * (spare * branches)
+      chunks = [[self.generate_id]] * (len(part) * branches) + [[]] * (spare * branches)
       part_seeds = [host_seed(seed, 'branch', k) for seed in seeds[start : start + BATCH] for k in range(branches)]
       part_seeds += [0] * (spare * branches)
       out = rows.generate(chunks, part_seeds, max_new=self.max_content + 1, stop=self.tokenizer.eos, temperature=temperature)
@@ -135,15 +183,18 @@ class GuidancePolicy:
     context = Context(Task('', '', '', 0), goal, observation)
     return self.answer([context], threshold=threshold)[0]
 
-  def with_params(self, params: Any) -> GuidancePolicy:
-    """The same policy with other parameters."""
-    return GuidancePolicy(self.config, params, self.tokenizer, max_prompt=self.max_prompt, max_content=self.max_content)
+  def save(self, folder: str | Path, *, merge: bool = False, dtype: str = 'float32') -> None:
+    """Writes a folder that `load_policy` reads: model or LoRA adapter, tokenizer, policy.json; all but the last in Hugging Face's formats.
 
-  def save(self, folder: str | Path) -> None:
-    """Writes weights, configuration and tokenizer to a folder that `load_policy` reads."""
-    save_model(folder, self.config, self.params)
+    `merge` writes an adapted policy as a whole model; `dtype` is that of a whole model's file.
+    """
+    tokens = {'bos_token_id': self.tokenizer.bos, 'eos_token_id': self.tokenizer.eos, 'pad_token_id': self.tokenizer.pad}
+    if self.adaptation and not merge:
+      save_peft(folder, self.adaptation.lora, self.adaptation.adapter, self.adaptation.base)
+    else:
+      save_model(folder, self.config, merge_lora(self.params), dtype=dtype, extra_fields=tokens)
     self.tokenizer.save(folder)
-    settings = {'max_prompt': self.max_prompt, 'max_content': self.max_content}
+    settings = {'max_prompt': self.max_prompt, 'max_content': self.max_content, 'template': self.template}
     files.write_json(Path(folder) / SETTINGS, settings)  # last: a folder with it is whole
 
   def fingerprint(self) -> str:
@@ -151,23 +202,45 @@ class GuidancePolicy:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(self.params):
       digest.update(np.asarray(leaf).tobytes())
-    digest.update(repr((self.config, self.tokenizer.fingerprint(), self.max_prompt, self.max_content)).encode())
+    digest.update(repr((self.config, self.tokenizer.fingerprint(), self.max_prompt, self.max_content, self.template)).encode())
     return digest.hexdigest()[:16]
 
 
-def load_policy(folder: str | Path) -> GuidancePolicy:
-  """A policy from a folder that `GuidancePolicy.save` wrote.
+def load_policy(folder: str | Path, *, dtype: str = 'float32') -> GuidancePolicy:
+  """A policy from a folder that `GuidancePolicy.save` wrote; `dtype` is that of the parameters in memory.
 
   Raises FileNotFoundError naming what is missing, ValueError naming a file that is broken or does not fit the others.
   """
   path = Path(folder) / SETTINGS
   if not path.is_file():
-    raise FileNotFoundError(f'no guidance policy at {folder}: expected policy.json beside config.json and model.safetensors')
-  config, params = load_model(folder)
+    raise FileNotFoundError(f'no guidance policy at {folder}: expected policy.json beside the weights or the adapter')
   settings = files.read_json(path)
-  if not isinstance(settings, dict) or sorted(settings) != ['max_content', 'max_prompt']:
-    raise ValueError(f'{path}: expected the fields max_content and max_prompt, found {settings!r:.200}')
+  if not isinstance(settings, dict) or sorted(settings) != ['max_content', 'max_prompt', 'template']:
+    raise ValueError(f'{path}: expected the fields max_content, max_prompt and template, found {settings!r:.200}')
+  if (Path(folder) / ADAPTER_CONFIG).is_file():
+    _, base = read_peft_config(folder)
+    config, params, tokenizer = load_pretrained(base, dtype=dtype)
+    lora, adapter = load_peft(folder, config)
+    return GuidancePolicy(config, params, tokenizer, adaptation=Adaptation(lora, adapter, base), **settings)
+  config, params = load_model(folder, dtype=dtype)
   return GuidancePolicy(config, params, Tokenizer.load(folder), **settings)
+
+
+def load_pretrained(path_or_id: str, *, dtype: str = 'float32', place: Place | None = None) -> tuple[DecoderConfig, Any, Tokenizer]:
+  """A pretrained model made ready to be a policy: its tokenizer and tables have the decisions' tokens (see `add_tokens`).
+
+  Raises FileNotFoundError, ValueError: see `find_checkpoint`, `load_model`, `Tokenizer.load`; a tokenizer that does not fit the model is
+  found before the weights are read.
+  """
+  folder = find_checkpoint(path_or_id)
+  tokenizer = Tokenizer.load(folder)
+  check_vocabulary(read_config(folder), tokenizer.vocab_size)
+  config, params = load_model(folder, dtype=dtype, place=place)
+  new = tokenizer.with_control_tokens()
+  added = [i for i in new.decisions if i not in tokenizer.control_ids]
+  if added:
+    config, params = add_tokens(config, params, tokenizer.vocab_size, added)
+  return config, params, new
 
 
 def find_policy(path: str | Path) -> Path:

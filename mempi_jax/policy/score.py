@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mempi_jax.models.decoder import Decoder, DecoderConfig
+from mempi_jax.models.decoder import Decoder, DecoderConfig, output_matrix
 from mempi_jax.types import Context
 
 if TYPE_CHECKING:
@@ -27,6 +27,13 @@ def branch_mask(branch: jax.Array) -> jax.Array:
   causal = jnp.tril(jnp.ones((time, time), bool))
   visible = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
   return causal[None] & visible
+
+
+def decision_logit(params: Any, hidden: jax.Array, generate_id: int, abstain_id: int) -> jax.Array:
+  """l = logit[GENERATE] − logit[ABSTAIN] f32[B] from the hidden states [B, D] where the policy decides."""
+  pair = output_matrix(params)[jnp.array([generate_id, abstain_id])].astype(hidden.dtype)
+  decision = jnp.matmul(hidden, pair.T, preferred_element_type=jnp.float32)
+  return decision[:, 0] - decision[:, 1]
 
 
 def score_rows(
@@ -45,11 +52,10 @@ def score_rows(
   model = Decoder(config)
   hidden = model.apply({'params': params}, tokens, positions, branch_mask(branch))
   rows = jnp.arange(tokens.shape[0])
-  pair = params['embedding'][jnp.array([generate_id, abstain_id])]  # the tied embedding is the output projection
-  decision = hidden[rows, decision_index] @ pair.T
+  decision = decision_logit(params, hidden[rows, decision_index], generate_id, abstain_id)
   logits = model.apply({'params': params}, hidden[rows[:, None], score_index], method='logits')
   chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  return decision[:, 0] - decision[:, 1], chosen - jax.nn.logsumexp(logits, axis=-1)
+  return decision, chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames='config')
@@ -70,7 +76,7 @@ def decision_states(policy: GuidancePolicy, contexts: Sequence[Context], batch_s
     for row, ids in enumerate(prompts):
       tokens[row, : len(ids)] = ids
     last = np.array([len(ids) - 1 for ids in prompts] + [0] * (batch_size - len(prompts)), np.int32)
-    states.append(np.asarray(_last_states(policy.config, policy.params, tokens, last))[: len(prompts)])
+    states.append(np.asarray(_last_states(policy.config, policy.params, tokens, last), np.float32)[: len(prompts)])
   hidden = np.concatenate(states)
-  embedding = np.asarray(policy.params['embedding'])
-  return hidden @ (embedding[policy.tokenizer.generate] - embedding[policy.tokenizer.abstain]), hidden
+  matrix = np.asarray(output_matrix(policy.params)[jnp.array([policy.generate_id, policy.abstain_id])], np.float32)
+  return hidden @ (matrix[0] - matrix[1]), hidden

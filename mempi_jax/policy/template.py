@@ -7,17 +7,31 @@ Both read the same opening; an abstained episode's agent prompt is exactly the p
     agent   [BOS]Goal: {goal}⏎{observation}⏎>                    without guidance
     each further turn of the agent:  {observation}⏎>
 
-Pieces are encoded one by one and joined as ids: token in, token out.
+Pieces are encoded one by one and joined as ids: token in, token out. A tokenizer without [BOS] starts with the goal.
+
+That is the template 'plain'. A guidance policy made of a chat model has 'chat': SYSTEM as the system's message, and as the user's
+
+    Goal: {goal}⏎Observation: {step.observation}⏎Action: {step.action}⏎ ... Observation: {observation}
+
+with the steps of the history, if there is one, and with SYSTEM in front where the format has no system message; the assistant's answer
+is d ⊕ m ⊕ eos.
 """
 
 from __future__ import annotations
 
 import hashlib
 
+from mempi_jax.policy.chat import encode_chat, takes_system
 from mempi_jax.policy.tokenizer import Tokenizer
 from mempi_jax.types import Context, Decision, Guidance
 
 GOAL, GUIDANCE, TURN, NEWLINE = 'Goal:', 'Guidance:', '>', '\n'
+# The decisions are described, not spelt: what renders this text elsewhere may take "[ABSTAIN]" for the token.
+SYSTEM = (
+  'You are the guidance policy of an agent: you know from experience what helps in this environment. The user message is what the agent '
+  'sees before it acts. Decide first whether to speak. Generate where experience helps, and write one short hint for the agent. Abstain '
+  'where the agent manages alone, and write nothing.'
+)
 
 
 def plain(text: str) -> str:
@@ -33,19 +47,39 @@ def observation_line(text: str) -> str:
 
 def opening(tokenizer: Tokenizer, context: Context) -> list[int]:
   """The shared beginning of both prompts: the goal and the observation."""
+  start = [] if tokenizer.bos is None else [tokenizer.bos]
   newline = tokenizer.encode(NEWLINE)
   goal = tokenizer.encode(GOAL) + tokenizer.encode(' ' + plain(context.goal))
-  return [tokenizer.bos, *goal, *newline, *tokenizer.encode(observation_line(context.observation)), *newline]
+  return [*start, *goal, *newline, *tokenizer.encode(observation_line(context.observation)), *newline]
 
 
-def policy_prompt(tokenizer: Tokenizer, context: Context) -> list[int]:
-  """The prompt of π_mem: what follows it is the decision."""
+def policy_prompt(tokenizer: Tokenizer, context: Context, template: str = 'plain') -> list[int]:
+  """The prompt of π_mem: what follows it is the decision. An unknown template is a ValueError."""
+  if _is_chat(template):
+    return chat_prompt(tokenizer, context)
   return [*opening(tokenizer, context), *tokenizer.encode(GUIDANCE)]
 
 
-def content_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+def content_tokens(tokenizer: Tokenizer, text: str, template: str = 'plain') -> tuple[int, ...]:
   """The content m as ids, without decision and end-of-sequence."""
-  return tokenizer.encode(' ' + plain(text))
+  return tokenizer.encode_after(plain(text)) if _is_chat(template) else tokenizer.encode(' ' + plain(text))
+
+
+def chat_prompt(tokenizer: Tokenizer, context: Context) -> list[int]:
+  """The prompt of π_mem in the chat format of its tokenizer. Every line begins with its name, so that no text can fake one."""
+  lines = [f'{GOAL} {plain(context.goal)}']
+  for step in context.history:
+    lines += [f'Observation: {plain(step.observation)}', f'Action: {plain(step.action)}']
+  user = '\n'.join([*lines, f'Observation: {plain(context.observation)}'])
+  if takes_system(tokenizer):
+    return encode_chat(tokenizer, [{'role': 'system', 'content': SYSTEM}, {'role': 'user', 'content': user}])
+  return encode_chat(tokenizer, [{'role': 'user', 'content': f'{SYSTEM}\n\n{user}'}])
+
+
+def _is_chat(template: str) -> bool:
+  if template not in ('plain', 'chat'):
+    raise ValueError(f"unknown template {template!r}: expected 'plain' or 'chat'")
+  return template == 'chat'
 
 
 def agent_prompt(tokenizer: Tokenizer, context: Context, guidance: Guidance) -> list[int]:
@@ -66,10 +100,14 @@ def action_tokens(tokenizer: Tokenizer, action: str) -> list[int]:
   return [*tokenizer.encode(' ' + plain(action)), *tokenizer.encode(NEWLINE)]
 
 
-def template_hash() -> str:
-  """Changes when a prompt template does: part of every run's manifest."""
+def template_hash(template: str = 'plain') -> str:
+  """Changes when a prompt template does: part of every run's manifest. The chat format itself is part of the tokenizer's fingerprint."""
   import inspect
 
-  functions = (plain, observation_line, opening, policy_prompt, content_tokens, agent_prompt, agent_turn, action_tokens)
+  functions = [plain, observation_line, opening, policy_prompt, content_tokens, agent_prompt, agent_turn, action_tokens]
+  texts = [GOAL, GUIDANCE, TURN, NEWLINE]
+  if _is_chat(template):
+    functions += [chat_prompt, encode_chat]
+    texts.append(SYSTEM)
   source = ''.join(inspect.getsource(f) for f in functions)
-  return hashlib.sha256((source + repr((GOAL, GUIDANCE, TURN, NEWLINE))).encode()).hexdigest()[:16]
+  return hashlib.sha256((source + repr(tuple(texts))).encode()).hexdigest()[:16]

@@ -32,14 +32,19 @@ def write_bytes(path: str | Path, data: bytes) -> None:
   try:
     with os.fdopen(descriptor, 'wb') as file:
       file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-    os.replace(temporary, path)
+    commit(temporary, path)
   except BaseException:
     Path(temporary).unlink(missing_ok=True)
     raise
-  sync_folder(path.parent)
+
+
+def commit(temporary: str | Path, path: str | Path) -> None:
+  """Gives a finished file its name, once all of it is on the disk; it replaces what had the name. Both in one folder."""
+  with open(temporary, 'rb') as file:
+    os.fsync(file.fileno())
+  os.chmod(temporary, 0o666 & ~_umask())  # temporary files are often such that only their owner can read them
+  os.replace(temporary, path)
+  sync_folder(Path(path).parent)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,6 +1,6 @@
 """Optimizers and learning-rate schedules by name, built from a config group.
 
-The group has the fields of `optimizer_fields()`, whichever optimizer is chosen, so that `--config.rl.optimizer.name=sgd` is enough to change it:
+The group has the fields of `optimizer_fields()`, whichever optimizer is chosen, so that `--config.stage1.optimizer.name=sgd` is enough to change it:
 
     name           adam | adamw | sgd | muon
     learning_rate  float, the peak
@@ -15,9 +15,11 @@ The group has the fields of `optimizer_fields()`, whichever optimizer is chosen,
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -28,7 +30,7 @@ SCHEDULES = ('constant', 'cosine', 'linear')
 
 
 def optimizer_fields() -> ConfigDict:
-  """A new optimizer group with every field and plain values: `config.rl.optimizer = optimizer_fields()`, then assign."""
+  """A new optimizer group with every field and plain values: `config.stage1.optimizer = optimizer_fields()`, then assign."""
   return ConfigDict(
     {
       'name': 'adam',
@@ -80,7 +82,7 @@ def make_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
 def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
   """The optimizer of a config group (see the top of this file) for a training of `num_steps` steps: clip, then update.
 
-  Its state is a pytree of arrays, so that checkpoints hold all of it. Moments have the dtype of the parameters: keep those float32.
+  Its state is a pytree of arrays, so that checkpoints hold all of it. Moments and updates are float32 whatever the parameters are.
 
   Raises:
     ConfigError: a field that is missing, unknown or out of range.
@@ -106,20 +108,38 @@ def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransfor
         # Updates as large as Adam's, so that one learning rate serves the matrices and the rest (arXiv 2502.16982).
         consistent_rms=0.2,
       )
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
+  return _in_float32(optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update)
+
+
+def _in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The optimizer with float32 gradients and parameters, so that its moments are; its updates are rounded when they are applied."""
+  wide = functools.partial(jax.tree.map, lambda leaf: leaf.astype(jnp.float32))
+
+  def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    return optimizer.update(wide(gradients), state, None if params is None else wide(params))
+
+  return optax.GradientTransformation(lambda params: optimizer.init(wide(params)), update)
 
 
 def _is_matrix(params: Any) -> Any:
-  return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+  return jax.tree_util.tree_map_with_path(lambda path, leaf: _ndim(path, leaf) >= 2, params)
+
+
+def _ndim(path: Any, leaf: jax.Array) -> int:
+  """A parameter's own number of axes: in the scanned layout every leaf under `layers` has a first one for the layers."""
+  return leaf.ndim - (_name(path).split('/')[0] == 'layers')
+
+
+def _name(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def _muon_dimensions(params: Any) -> Any:
   """Which leaves Muon orthogonalises: hidden matrices. Token embeddings and output heads are tables of rows, and stay with Adam."""
 
   def dimensions(path: Any, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    hidden_matrix = leaf.ndim == 2 and 'embed' not in name and 'head' not in name
-    return optax.contrib.MuonDimensionNumbers(0, 1) if hidden_matrix else None
+    hidden_matrix = _ndim(path, leaf) == 2 and not any(table in _name(path) for table in ('embed', 'head'))
+    return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if hidden_matrix else None
 
   return jax.tree_util.tree_map_with_path(dimensions, params)
 

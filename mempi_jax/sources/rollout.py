@@ -49,8 +49,7 @@ class RolloutSource:
     self, runner: Runner, tasks: Sequence[Sequence[Task]], policy: GuidancePolicy, config: FrozenConfigDict, *, seed: int, folder: Path
   ):
     self.runner, self.tasks, self.config, self.seed = runner, tasks, config, seed
-    self.policy = policy.with_params(policy.params)
-    self.ref_params = policy.params
+    self.policy, self.ref_params = policy, policy.params
     if config.groups > len(tasks):
       raise ValueError(f'{config.groups} groups a step cannot be drawn from {len(tasks)} contexts')
     flat = [task for runs in tasks for task in runs]
@@ -78,7 +77,7 @@ class RolloutSource:
     """Plays the groups of update `step`."""
     config = self.config
     chosen = self._contexts_of(step)
-    self.policy.params = params
+    self.policy = self.policy.with_trained(params)
     contexts = [self.contexts[i] for i in chosen]
     # Agent seeds go round the cached ones, so that every group holds the abstain branch of its own seed [O].
     runs = [self.visits[i] % len(self.tasks[i]) for i in chosen]
@@ -117,7 +116,7 @@ class RolloutSource:
     )
     rows = [self._row(i, group, *parts) for i, group, *parts in zip(chosen, groups, content_adv, effects, old_logits, strict=True)]
     batch = self._pack(rows, valid)
-    reference = _reference(self.policy.config, self.policy.tokenizer.generate, self.policy.tokenizer.abstain)
+    reference = _reference(self.policy.config, self.policy.generate_id, self.policy.abstain_id)
     batch.ref_logps[:] = np.asarray(reference(self.ref_params, batch))
     rows = [dataclasses.replace(row, ref_logps=_unpack(values, row)) for row, values in zip(rows, batch.ref_logps, strict=True)]
     self.rows |= {int(i): row for i, row, ok in zip(chosen, rows, valid, strict=True) if ok}

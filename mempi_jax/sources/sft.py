@@ -75,7 +75,7 @@ class SftSource:
     draw = host_seed(self.seed, 'abstain target', entry.task_id, entry.seed) / 2**31
     if entry.solved_alone and draw < abstain_share:
       return PackedRow(prompt, decision_target=0.0)
-    content = content_tokens(self.policy.tokenizer, entry.guidance)
+    content = content_tokens(self.policy.tokenizer, entry.guidance, self.policy.template)
     if len(content) > self.policy.max_content:
       raise ValueError(f'the guidance of bank entry {entry.task_id!r} has {len(content)} tokens, at most {self.policy.max_content} fit')
     return PackedRow(prompt, [content])

@@ -8,7 +8,7 @@ import pytest
 from mempi_jax.agents import lm
 from mempi_jax.agents.lm import LMAgent, checkpoint_hash, load_agent
 from mempi_jax.inference.engine import Rows
-from mempi_jax.models.presets import save_model
+from mempi_jax.models.hf import save_model
 from mempi_jax.policy.template import agent_prompt, agent_turn
 from mempi_jax.rollout.episode import abstained, run_episodes
 from mempi_jax.types import Context, Decision, EnvStep, Guidance, Status, Task

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mempi_jax.models.decoder import Decoder, DecoderConfig, attention, count_params, init_cache, init_params, rms_norm, rotary
+from mempi_jax.models.attention import attention
+from mempi_jax.models.decoder import Decoder, DecoderConfig, count_params, init_cache, init_params, rms_norm
 from mempi_jax.models.presets import preset
+from mempi_jax.models.rope import rope_angles, rotate
 
 CONFIG = dataclasses.replace(preset('dummy', 40), num_heads=4, num_kv_heads=2, head_dim=8)
 
@@ -114,7 +116,7 @@ def test_grouped_heads_equal_a_loop_over_heads(heads, kv_heads, batch):
 def test_small_parts_by_hand():
   np.testing.assert_allclose(rms_norm(jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0]), 0.0), np.array([3, 8]) / np.sqrt(12.5), rtol=1e-6)
   # One pair turned by its position in radians, as theta ** 0 = 1.
-  turned = rotary(jnp.array([[[[1.0, 0.0]]]]), jnp.array([[2]]), 10_000.0)
+  turned = rotate(jnp.array([[[[1.0, 0.0]]]]), rope_angles(jnp.array([[2]]), 2, 10_000.0, None, 16))
   np.testing.assert_allclose(turned[0, 0, 0], [np.cos(2), np.sin(2)], rtol=1e-6)
 
 

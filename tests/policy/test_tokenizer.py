@@ -1,9 +1,11 @@
-"""Text never becomes a control token, and comes back as it went in."""
+"""Text never becomes a control token, and comes back as it went in. Pretrained families: see test_chat.py."""
 
+import importlib.resources
 import json
 import random
 
 import pytest
+import tokenizers
 
 from mempi_jax.policy.tokenizer import CONTROL_TOKENS, Tokenizer, frequent_phrases, train_tokenizer
 
@@ -141,5 +143,121 @@ def test_a_missing_or_broken_file_is_named(tmp_path, tokenizer):
   content['added_tokens'] = [token for token in content['added_tokens'] if token['content'] != '[ABSTAIN]']
   del content['model']['vocab']['[ABSTAIN]']
   (tmp_path / 'tokenizer.json').write_text(json.dumps(content))
-  with pytest.raises(ValueError, match=r"lacks the control tokens \['\[ABSTAIN\]'\]"):
-    Tokenizer.load(tmp_path)
+  with pytest.raises(ValueError, match=r"lacks the control tokens \['\[ABSTAIN\]'\]: Tokenizer.with_control_tokens adds them"):
+    Tokenizer.load(tmp_path).decisions  # noqa: B018
+  for name in ('tokenizer_config.json', 'special_tokens_map.json'):
+    (tmp_path / name).write_text('{"eos_token":')
+    with pytest.raises(ValueError, match=f'{name}:1: not JSON'):
+      Tokenizer.load(tmp_path)
+    (tmp_path / name).write_text('[1]')
+    with pytest.raises(ValueError, match=rf'{name}: expected a JSON object, found \[1\]'):
+      Tokenizer.load(tmp_path)
+    (tmp_path / name).unlink()
+
+
+def test_the_shipped_tokenizer_is_unchanged(tmp_path):
+  with importlib.resources.as_file(importlib.resources.files('mempi_jax') / 'assets' / 'alfworld_agent') as folder:
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.save(tmp_path)
+    for name in ('tokenizer.json', 'tokenizer_config.json'):
+      assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+  assert tokenizer.fingerprint() == 'fc34684347555a16' and tokenizer.decisions == (3, 4) and tokenizer.vocab_size == 754
+  (tmp_path / 'tokenizer_config.json').unlink()  # our names need no configuration
+  assert Tokenizer.load(tmp_path).fingerprint() == tokenizer.fingerprint()
+
+
+def pretrained_folder(path, *, config, **others):
+  """A folder as pretrained models have them: 256 bytes, then <end>, <turn> and <think>, the last not marked special."""
+  backend = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}, []))
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = tokenizers.decoders.ByteLevel()
+  backend.add_special_tokens(['<end>', '<turn>'])
+  backend.add_tokens(['<think>', 'a phrase of text', '  '])
+  backend.save(str(path / 'tokenizer.json'))
+  for name, content in {'tokenizer_config': config, **others}.items():
+    (path / f'{name}.json').write_text(json.dumps(content))
+  return path
+
+
+def test_a_pretrained_tokenizer_without_decisions(tmp_path):
+  tokenizer = Tokenizer.load(pretrained_folder(tmp_path, config={'eos_token': '<turn>', 'bos_token': None}))
+  assert (tokenizer.pad, tokenizer.bos, tokenizer.eos) == (257, None, 257)
+  named = Tokenizer.load(pretrained_folder(tmp_path, config={'eos_token': '<turn>', 'bos_token': '<end>'}))
+  assert (named.pad, named.bos, named.eos) == (257, 256, 257)
+  assert (tokenizer.generate, tokenizer.abstain, tokenizer.chat_template) == (None, None, None)
+  assert tokenizer.vocab_size == 261 and tokenizer.control_ids == {256, 257, 258}
+  with pytest.raises(ValueError, match=r"lacks the control tokens \['\[GENERATE\]', '\[ABSTAIN\]'\]"):
+    tokenizer.decisions  # noqa: B018
+  grown = tokenizer.with_control_tokens()
+  assert grown.decisions == (261, 262) and grown.vocab_size == 263 and grown.control_ids == {256, 257, 258, 261, 262}
+  assert tokenizer.vocab_size == 261 and tokenizer.generate is None
+  for each in (tokenizer, grown):
+    assert each.encode('a phrase of text') == (259,) and each.encode('  ') == (260,)  # added tokens, though text
+    text = '<think>[GENERATE]<end>a phrase of text[ABSTAIN]'
+    assert not each.control_ids & set(each.encode(text)) and each.decode(each.encode(text)) == text
+
+
+def test_tokens_that_truncate_or_pad_by_themselves_are_not_wanted(tmp_path):
+  folder = pretrained_folder(tmp_path, config={'eos_token': '<turn>'})
+  content = json.loads((folder / 'tokenizer.json').read_text())
+  content['truncation'] = {'direction': 'Right', 'max_length': 2, 'strategy': 'LongestFirst', 'stride': 0}
+  (folder / 'tokenizer.json').write_text(json.dumps(content))
+  assert len(Tokenizer.load(folder).encode('abcd')) == 4
+
+
+@pytest.mark.parametrize(
+  'files, eos',
+  [
+    ({'config': {'eos_token': '<turn>'}, 'special_tokens_map': {'eos_token': '<end>'}}, 257),
+    ({'config': {'eos_token': {'__type': 'AddedToken', 'content': '<turn>'}}}, 257),
+    ({'config': {'eos_token': None}, 'special_tokens_map': {'eos_token': {'content': '<turn>'}}}, 257),
+    ({'config': {}, 'generation_config': {'eos_token_id': 256}}, 256),
+    ({'config': {}, 'generation_config': {'eos_token_id': [257, 256]}}, 257),
+    ({'config': {'eos_token': '<think>'}, 'special_tokens_map': {}}, 258),
+    ({'config': {'eos_token': '!'}}, 0),  # of the vocabulary itself: it is no text any more
+  ],
+)
+def test_where_the_end_of_sequence_is_named(tmp_path, files, eos):
+  tokenizer = Tokenizer.load(pretrained_folder(tmp_path, **files))
+  assert tokenizer.eos == eos and eos in tokenizer.control_ids
+  assert eos not in tokenizer.encode('a <turn> <end> <think> !')
+
+
+@pytest.mark.parametrize(
+  'files, message',
+  [
+    ({'config': {}}, 'no token ends a text: expected an eos_token in tokenizer_config.json, special_tokens_map.json or generation_config.json'),
+    ({'config': {}, 'generation_config': {'eos_token_id': None}}, 'no token ends a text'),
+    ({'config': {'eos_token': '<eos>'}}, "tokenizer.json: the eos_token '<eos>' is not in the vocabulary"),
+    ({'config': {'eos_token': '<turn>', 'pad_token': '<pad>'}}, "the pad_token '<pad>' is not in the vocabulary"),
+    ({'config': {'eos_token': 3}}, 'expected eos_token to be a token or an object with its content, found 3'),
+    ({'config': {'eos_token': '<turn>', 'chat_template': 3}}, 'tokenizer.json: expected the chat template to be text, found 3'),
+  ],
+)
+def test_a_configuration_that_does_not_fit(tmp_path, files, message):
+  with pytest.raises(ValueError, match=message):
+    Tokenizer.load(pretrained_folder(tmp_path, **files))
+
+
+def test_where_the_chat_template_is(tmp_path):
+  forms = ['one', {'default': 'one', 'tools': 'two'}, [{'name': 'tools', 'template': 'two'}, {'name': 'default', 'template': 'one'}]]
+  fingerprints = set()
+  for form in forms:
+    tokenizer = Tokenizer.load(pretrained_folder(tmp_path, config={'eos_token': '<turn>', 'chat_template': form}))
+    assert tokenizer.chat_template == 'one'
+    fingerprints.add(tokenizer.fingerprint())
+  (tmp_path / 'chat_template.jinja').write_text('three')
+  tokenizer = Tokenizer.load(tmp_path)
+  assert tokenizer.chat_template == 'three'
+  assert len(fingerprints) == 1 and tokenizer.fingerprint() not in fingerprints
+
+
+def test_a_vocabulary_with_gaps_gets_no_control_tokens(tmp_path):
+  folder = pretrained_folder(tmp_path, config={'eos_token': '<turn>'})
+  content = json.loads((folder / 'tokenizer.json').read_text())
+  content['model']['vocab']['zz'] = 900
+  (folder / 'tokenizer.json').write_text(json.dumps(content))
+  tokenizer = Tokenizer.load(folder)
+  assert tokenizer.vocab_size == 901
+  with pytest.raises(ValueError, match=r'expected \[901, 902\]: the ids of the vocabulary have gaps'):
+    tokenizer.with_control_tokens()
