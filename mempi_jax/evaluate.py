@@ -24,7 +24,6 @@ from mempi_jax.memory.mempi import MempiMemory
 from mempi_jax.memory.none import NoMemory
 from mempi_jax.memory.oracle import OracleMemory
 from mempi_jax.memory.rag import RagMemory
-from mempi_jax.policy.policy import load_policy
 from mempi_jax.policy.template import content_tokens
 from mempi_jax.rollout.episode import read_contexts
 from mempi_jax.runtime import files
@@ -54,7 +53,7 @@ def make_memory(name: str, world: World) -> Memory:
       return RagMemory(read_bank(world.workdir / 'bank', test_games), tokenize, k=config.rag_k, key=config.rag_key)
     case 'mempi_stage1' | 'mempi':
       folder = world.workdir / ('stage1' if name == 'mempi_stage1' else 'stage2') / 'policy'
-      return MempiMemory(load_policy(folder), name, threshold=config.threshold, temperature=config.temperature)
+      return MempiMemory(world.load_policy(folder), name, threshold=config.threshold, temperature=config.temperature)
     case _:
       raise ConfigError(f'unknown memory {name!r}: expected some of {", ".join(MEMORIES)}')
 

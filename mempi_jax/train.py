@@ -39,9 +39,10 @@ from mempi_jax.losses.policy_gradient import (
 )
 from mempi_jax.losses.sft import sft_loss
 from mempi_jax.models.decoder import DecoderConfig, init_params, stack_layers, unstack_layers
+from mempi_jax.models.hf import find_checkpoint, read_config
 from mempi_jax.models.lora import LoraConfig, init_lora
-from mempi_jax.models.presets import preset
-from mempi_jax.policy.policy import Adaptation, GuidancePolicy, load_policy, load_pretrained
+from mempi_jax.models.presets import differences, preset
+from mempi_jax.policy.policy import Adaptation, GuidancePolicy, load_pretrained
 from mempi_jax.policy.score import score_rows
 from mempi_jax.runtime import files
 from mempi_jax.runtime.checkpoint import Checkpointer
@@ -80,7 +81,7 @@ def train_stage1(world: World, entries: Sequence[BankEntry]) -> GuidancePolicy:
   """SFT on the bank (method section 2). Returns the trained policy; `stage1/policy` holds it."""
   folder, config = world.workdir / 'stage1', world.config.stage1
   if files.read_done(folder) is not None:
-    return load_policy(folder / 'policy')
+    return world.load_policy(folder / 'policy')
   policy = initial_policy(world)
   source = SftSource(
     entries,
@@ -113,7 +114,7 @@ def train_stage1(world: World, entries: Sequence[BankEntry]) -> GuidancePolicy:
 def initial_policy(world: World) -> GuidancePolicy:
   """The policy before stage 1: the agent's weights (a language model that knows the world's text), random ones, or a pretrained model's."""
   config, lm = world.config.policy, agent_lm(world)
-  key = step_key(world.config.seed, 0, 'policy init')
+  key, grown = step_key(world.config.seed, 0, 'policy init'), 0
   match config.init:
     case 'agent':
       shape, params, tokenizer = lm.config, lm.params, lm.tokenizer
@@ -121,8 +122,10 @@ def initial_policy(world: World) -> GuidancePolicy:
       shape, tokenizer = preset(config.model, lm.tokenizer.vocab_size), lm.tokenizer
       params = init_params(shape, key, config.param_dtype)
     case path:
-      mesh = make_mesh(world.config.mesh.fsdp)
-      shape, params, tokenizer = load_pretrained(path, dtype=config.param_dtype, place=functools.partial(shard_state, mesh))
+      if config.model and (problems := differences(read_config(find_checkpoint(path)), preset(config.model))):
+        raise ConfigError(f'policy.init {path} is not the policy.model {config.model}: {problems}')
+      place = functools.partial(shard_state, make_mesh(world.config.mesh.fsdp))
+      shape, params, tokenizer, grown = load_pretrained(path, dtype=config.param_dtype, place=place)
   shape = dataclasses.replace(shape, dtype=config.dtype, attention=config.attention)
   adaptation = None
   if config.lora.rank:
@@ -131,7 +134,14 @@ def initial_policy(world: World) -> GuidancePolicy:
     lora = LoraConfig(config.lora.rank, config.lora.alpha, config.lora.targets, tokens=tokenizer.decisions)
     adaptation = Adaptation(lora, init_lora(shape, lora, params, key), config.init)
   return GuidancePolicy(
-    shape, params, tokenizer, max_prompt=config.max_prompt, max_content=config.max_content, template=config.template, adaptation=adaptation
+    shape,
+    params,
+    tokenizer,
+    max_prompt=config.max_prompt,
+    max_content=config.max_content,
+    template=config.template,
+    adaptation=adaptation,
+    grown=grown,
   )
 
 
@@ -158,7 +168,7 @@ def train_stage2(world: World, policy: GuidancePolicy) -> GuidancePolicy:
   """RL on counterfactual groups (method section 3), from the policy of stage 1. Returns the policy; `stage2/policy` holds it."""
   folder, config = world.workdir / 'stage2', world.config.stage2
   if files.read_done(folder) is not None:
-    return load_policy(folder / 'policy')
+    return world.load_policy(folder / 'policy')
   if config.decision_loss not in DECISION_LOSSES:
     raise ConfigError(f'stage2.decision_loss is {config.decision_loss!r}, expected one of {", ".join(DECISION_LOSSES)}')
   if config.decision_loss == 'ratio' and config.replay:
@@ -289,7 +299,7 @@ def fit(
       if last or (step + 1) % config.checkpoint_every == 0:
         checkpoints.save(step + 1, state, {'source': source.state()})
   trained = policy.with_trained(jax.device_get(to_policy(state['params'])))
-  trained.save(folder / 'policy')
+  trained.save(folder / 'policy', dtype=world.config.policy.param_dtype)
   return trained
 
 

@@ -23,11 +23,13 @@ from mempi_jax.envs.alfworld.env import make_env
 from mempi_jax.envs.alfworld.game import Game
 from mempi_jax.envs.alfworld.generator import generate_games
 from mempi_jax.experience.bank import TRAIN_SPLIT
+from mempi_jax.policy.policy import GuidancePolicy, load_policy
 from mempi_jax.policy.template import template_hash
 from mempi_jax.policy.tokenizer import Tokenizer
 from mempi_jax.rollout.runner import Runner
 from mempi_jax.runtime.manifest import make_manifest
 from mempi_jax.runtime.rng import host_seed
+from mempi_jax.runtime.sharding import make_mesh, shard_state
 from mempi_jax.runtime.workdir import AGENT, open_workdir, write_manifest
 from mempi_jax.types import Agent, Task
 
@@ -49,6 +51,12 @@ class World:
   def tasks(self, games: Sequence[Game], purpose: str, run: int = 0) -> list[Task]:
     """One task a game; the agent's seed is a function of the config's seed, the purpose, the game and `run`."""
     return [Task('alfworld', game.game_id, game.split, host_seed(self.config.seed, purpose, game.game_id, run)) for game in games]
+
+  def load_policy(self, folder: Path) -> GuidancePolicy:
+    """A guidance policy of this run, computed as the config says."""
+    config = self.config.policy
+    place = functools.partial(shard_state, make_mesh(self.config.mesh.fsdp)) if self.config.mesh.fsdp > 1 else None
+    return load_policy(folder, param_dtype=config.param_dtype, dtype=config.dtype, attention=config.attention, place=place)
 
   def max_steps(self, task: Task) -> int:
     """Most actions an episode of this task may take."""
@@ -114,7 +122,7 @@ def _manifest(world: World) -> dict[str, Any]:
   config = world.config
   manifest = make_manifest(
     config,
-    prompt_template_hash=template_hash(),
+    prompt_template_hash=template_hash(config.policy.template),
     agent_hash=checkpoint_hash(world.workdir / AGENT),
     history_length=config.world.max_steps,
     context_length=config.agent.context_length,

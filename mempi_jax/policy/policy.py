@@ -35,8 +35,7 @@ def _decision_logits(config: DecoderConfig, params: Any, tokens: jax.Array, last
   """Prompts i32[B, T], right-padded, last i32[B] index of their last token -> l f32[B]."""
   time = tokens.shape[1]
   positions = jnp.broadcast_to(jnp.arange(time), tokens.shape)
-  mask = jnp.broadcast_to(jnp.tril(jnp.ones((time, time), bool)), (tokens.shape[0], time, time))
-  hidden = Decoder(config).apply({'params': params}, tokens, positions, mask)
+  hidden = Decoder(config).apply({'params': params}, tokens, positions, None)
   return decision_logit(params, hidden[jnp.arange(tokens.shape[0]), last], generate_id, abstain_id)
 
 
@@ -59,6 +58,7 @@ class GuidancePolicy:
     max_prompt, max_content: in tokens.
     template: of policy/template.py.
     adaptation: a LoRA adapter, which is then what training changes.
+    grown: rows that the embedding got for the decisions, beyond those of the pretrained model.
   """
 
   def __init__(
@@ -71,12 +71,13 @@ class GuidancePolicy:
     max_content: int,
     template: str = 'plain',
     adaptation: Adaptation | None = None,
+    grown: int = 0,
   ):
     check_vocabulary(config, tokenizer.vocab_size)
     self.config, self.tokenizer, self.template = config, tokenizer, template
     self.generate_id, self.abstain_id = tokenizer.decisions
     self.max_prompt, self.max_content = max_prompt, max_content
-    self.adaptation = adaptation
+    self.adaptation, self.grown = adaptation, grown
     self.frozen = params if adaptation else {}
     self.trained = adaptation.adapter if adaptation else params
     self.params = self.assemble(self.frozen, self.trained)
@@ -194,7 +195,7 @@ class GuidancePolicy:
     else:
       save_model(folder, self.config, merge_lora(self.params), dtype=dtype, extra_fields=tokens)
     self.tokenizer.save(folder)
-    settings = {'max_prompt': self.max_prompt, 'max_content': self.max_content, 'template': self.template}
+    settings = {'max_prompt': self.max_prompt, 'max_content': self.max_content, 'template': self.template, 'grown': self.grown}
     files.write_json(Path(folder) / SETTINGS, settings)  # last: a folder with it is whole
 
   def fingerprint(self) -> str:
@@ -206,8 +207,16 @@ class GuidancePolicy:
     return digest.hexdigest()[:16]
 
 
-def load_policy(folder: str | Path, *, dtype: str = 'float32') -> GuidancePolicy:
-  """A policy from a folder that `GuidancePolicy.save` wrote; `dtype` is that of the parameters in memory.
+def load_policy(
+  folder: str | Path, *, param_dtype: str = 'float32', dtype: str = 'float32', attention: str = 'auto', place: Place | None = None
+) -> GuidancePolicy:
+  """A policy from a folder that `GuidancePolicy.save` wrote.
+
+  Args:
+    folder: see `find_policy`.
+    param_dtype: of the parameters in memory, whatever the files hold.
+    dtype, attention: how the decoder computes, see `DecoderConfig`.
+    place: where parameters live, see `load_model`.
 
   Raises FileNotFoundError naming what is missing, ValueError naming a file that is broken or does not fit the others.
   """
@@ -215,19 +224,25 @@ def load_policy(folder: str | Path, *, dtype: str = 'float32') -> GuidancePolicy
   if not path.is_file():
     raise FileNotFoundError(f'no guidance policy at {folder}: expected policy.json beside the weights or the adapter')
   settings = files.read_json(path)
-  if not isinstance(settings, dict) or sorted(settings) != ['max_content', 'max_prompt', 'template']:
-    raise ValueError(f'{path}: expected the fields max_content, max_prompt and template, found {settings!r:.200}')
+  names = ['grown', 'max_content', 'max_prompt', 'template']
+  if not isinstance(settings, dict) or sorted(settings) != names:
+    raise ValueError(f'{path}: expected the fields {", ".join(names)}, found {settings!r:.200}')
   if (Path(folder) / ADAPTER_CONFIG).is_file():
     _, base = read_peft_config(folder)
-    config, params, tokenizer = load_pretrained(base, dtype=dtype)
+    config, params, tokenizer, _ = load_pretrained(base, dtype=param_dtype, place=place)
     lora, adapter = load_peft(folder, config)
-    return GuidancePolicy(config, params, tokenizer, adaptation=Adaptation(lora, adapter, base), **settings)
-  config, params = load_model(folder, dtype=dtype)
-  return GuidancePolicy(config, params, Tokenizer.load(folder), **settings)
+    adaptation = Adaptation(lora, adapter, base)
+  else:
+    config, params = load_model(folder, dtype=param_dtype, place=place)
+    tokenizer, adaptation = Tokenizer.load(folder), None
+  config = dataclasses.replace(config, dtype=dtype, attention=attention)
+  return GuidancePolicy(config, params, tokenizer, adaptation=adaptation, **settings)
 
 
-def load_pretrained(path_or_id: str, *, dtype: str = 'float32', place: Place | None = None) -> tuple[DecoderConfig, Any, Tokenizer]:
+def load_pretrained(path_or_id: str, *, dtype: str = 'float32', place: Place | None = None) -> tuple[DecoderConfig, Any, Tokenizer, int]:
   """A pretrained model made ready to be a policy: its tokenizer and tables have the decisions' tokens (see `add_tokens`).
+
+  Returns config, parameters, tokenizer, and the number of rows that the tables grew by.
 
   Raises FileNotFoundError, ValueError: see `find_checkpoint`, `load_model`, `Tokenizer.load`; a tokenizer that does not fit the model is
   found before the weights are read.
@@ -236,11 +251,12 @@ def load_pretrained(path_or_id: str, *, dtype: str = 'float32', place: Place | N
   tokenizer = Tokenizer.load(folder)
   check_vocabulary(read_config(folder), tokenizer.vocab_size)
   config, params = load_model(folder, dtype=dtype, place=place)
+  rows = config.vocab_size
   new = tokenizer.with_control_tokens()
   added = [i for i in new.decisions if i not in tokenizer.control_ids]
   if added:
     config, params = add_tokens(config, params, tokenizer.vocab_size, added)
-  return config, params, new
+  return config, params, new, config.vocab_size - rows
 
 
 def find_policy(path: str | Path) -> Path:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
   from mempi_jax.policy.policy import GuidancePolicy
 
 
+MAX_LOGITS = 2**28  # 1 GiB of float32
+
+
 def branch_mask(branch: jax.Array) -> jax.Array:
   """branch i32[B, T] (0 prompt, 1..K completions, -1 padding) -> bool[B, T, T]: causal, own branch and the prompt only."""
   time = branch.shape[1]
@@ -53,17 +56,36 @@ def score_rows(
   hidden = model.apply({'params': params}, tokens, positions, branch_mask(branch))
   rows = jnp.arange(tokens.shape[0])
   decision = decision_logit(params, hidden[rows, decision_index], generate_id, abstain_id)
-  logits = model.apply({'params': params}, hidden[rows[:, None], score_index], method='logits')
-  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  return decision, chosen - jax.nn.logsumexp(logits, axis=-1)
+  return decision, token_logps(config, params, hidden[rows[:, None], score_index], targets)
+
+
+def token_logps(config: DecoderConfig, params: Any, hidden: jax.Array, targets: jax.Array, max_logits: int = MAX_LOGITS) -> jax.Array:
+  """Log-probs f32[B, C] of targets i32[B, C] after hidden states [B, C, D].
+
+  Where more than `max_logits` logits would exist at once, the tokens are projected chunk by chunk, and again in the backward pass.
+  """
+
+  def project(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+    logits = Decoder(config).apply({'params': params}, part[0], method='logits')
+    chosen = jnp.take_along_axis(logits, part[1][..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+  batch, count = targets.shape
+  width = max(1, min(count, max_logits // (batch * config.vocab_size)))
+  if width == count:
+    return project((hidden, targets))
+  chunks = -(-count // width)
+  pad = lambda array: jnp.pad(array, [(0, 0), (0, chunks * width - count)] + [(0, 0)] * (array.ndim - 2))
+  split = lambda array: jnp.moveaxis(pad(array).reshape(batch, chunks, width, *array.shape[2:]), 1, 0)
+  logps = jax.lax.map(jax.checkpoint(project), (split(hidden), split(targets)))
+  return jnp.moveaxis(logps, 0, 1).reshape(batch, chunks * width)[:, :count]
 
 
 @functools.partial(jax.jit, static_argnames='config')
 def _last_states(config: DecoderConfig, params: Any, tokens: jax.Array, last: jax.Array) -> jax.Array:
   time = tokens.shape[1]
   positions = jnp.broadcast_to(jnp.arange(time), tokens.shape)
-  mask = jnp.broadcast_to(jnp.tril(jnp.ones((time, time), bool)), (tokens.shape[0], time, time))
-  hidden = Decoder(config).apply({'params': params}, tokens, positions, mask)
+  hidden = Decoder(config).apply({'params': params}, tokens, positions, None)
   return hidden[jnp.arange(tokens.shape[0]), last]
 
 

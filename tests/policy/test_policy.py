@@ -207,5 +207,5 @@ def test_an_incomplete_folder_names_what_is_missing(policy, tmp_path, name):
 def test_settings_that_do_not_belong_there(policy, tmp_path):
   policy.save(tmp_path)
   (tmp_path / 'policy.json').write_text(json.dumps({'max_prompt': 3}))
-  with pytest.raises(ValueError, match="expected the fields max_content, max_prompt and template, found {'max_prompt': 3}"):
+  with pytest.raises(ValueError, match="expected the fields grown, max_content, max_prompt, template, found {'max_prompt': 3}"):
     load_policy(tmp_path)

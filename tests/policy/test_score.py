@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mempi_jax.models.decoder import Decoder
-from mempi_jax.policy.score import branch_mask, score_rows
+from mempi_jax.policy.score import branch_mask, score_rows, token_logps
 from mempi_jax.rollout.assemble import PackedRow, pack
 
 score = jax.jit(score_rows, static_argnums=(0, 2, 3))
@@ -93,3 +93,19 @@ def test_branch_mask_by_hand():
     [1, 1, 0, 0, 1, 0],
     [1, 1, 0, 0, 0, 1],
   ]
+
+
+@pytest.mark.parametrize('count', [5, 7])
+def test_logits_made_chunk_by_chunk_give_the_same_log_probs_and_gradients(dummy_model, count):
+  config, params = dummy_model
+  rng = np.random.default_rng(1)
+  hidden = rng.normal(size=(3, count, config.embed_dim)).astype(np.float32)
+  targets = rng.integers(0, config.vocab_size, (3, count)).astype(np.int32)
+  few = 3 * config.vocab_size * 2  # two tokens a row at a time, so the last chunk is padded
+
+  def total(hidden, max_logits):
+    logps = token_logps(config, params, hidden, targets, max_logits)
+    return (logps * np.arange(count)).sum(), logps
+
+  for expected, found in zip(*(jax.tree.leaves(jax.value_and_grad(total, has_aux=True)(hidden, limit)) for limit in (2**28, few)), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
