@@ -16,14 +16,15 @@ setup(
     'absl-py>=2.1',
     'bm25s>=0.2.14',
     'flax>=0.12.8',
+    'huggingface_hub>=0.34',
     'jax>=0.10.2',
-    'jinja2>=3.1',
+    'jinja2>=3.1.6',
     'matplotlib>=3.9',
     'ml_collections>=1.1',
     'numpy>=2.0',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.8',
-    'safetensors>=0.5',
+    'safetensors>=0.8',  # numpy arrays of bfloat16
     'scipy>=1.13',
     'tensorboardX>=2.6.2',
     'tokenizers>=0.22',
@@ -34,6 +35,10 @@ setup(
     # The real ALFWorld engine: builds from source, needs a C++ compiler. The fast simulator needs none of it.
     # The simulator reproduces the order in which this TextWorld lists things.
     'alfworld': ['alfworld==0.4.2', 'textworld==1.7.0'],
-    'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.14'],
+    # Checkpoints in llama.cpp's format.
+    'gguf': ['gguf>=0.17.1'],
+    # What the decoder is compared with in tests and benchmarks; nothing of the package itself needs it.
+    'torch': ['torch>=2.6', 'peft>=0.17'],
+    'test': ['gguf>=0.17.1', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.14'],
   },
 )

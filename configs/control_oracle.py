@@ -2,7 +2,7 @@
 
     python -m mempi_jax.train --config=configs/control_oracle.py
 
-Commit 5d2e979, seed 0: mean P(GENERATE) 0.938 to 0.999. Other seeds have not been run.
+Commit 15605dc, five seeds: passed; mean P(GENERATE) 0.92 to 0.94 rose to 0.998 to 0.999.
 """
 
 from pathlib import Path

@@ -2,8 +2,8 @@
 
     python -m mempi_jax.sweep --config=configs/large_rooms.py --workdir=runs/large_rooms
 
-Commit 5d2e979, household maple, seed 0, 400 held-out games: agent alone 0.125, oracle 0.715, RAG 0.395, stage 1 0.375, stage 2 0.485: over
-stage 1 +0.110 [+0.073, +0.148]. Cedar has not been run.
+Commit 15605dc, seed 0, 400 held-out games each: maple: agent alone 0.125, oracle 0.715, RAG 0.395, stage 1 0.375, stage 2 0.490; cedar: 0.182,
+0.752, 0.455, 0.522, 0.595. Pooled, stage 2 over stage 1 +0.094 [+0.069, +0.120], over RAG +0.117 [+0.081, +0.152].
 """
 
 from collections.abc import Iterator
