@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
   config.agent.batch_size = 256  # episodes side by side
 
   config.policy = ConfigDict()
-  config.policy.init = 'agent'  # or 'random', or a pretrained model: a folder in Hugging Face format, or a hub id
+  config.policy.init = 'agent'  # or 'random', or a pretrained model: a folder in Hugging Face format, a hub id, or a .gguf file
   config.policy.model = 'tiny'  # of models/presets.py: the shape when init is random, and what a pretrained model must have ('': any)
   config.policy.template = 'plain'  # or 'chat', for models that were trained to chat
   config.policy.max_prompt = 80

@@ -15,6 +15,7 @@ optimizer run in PyTorch and transformers as well, in turns, after a check that 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import functools
 import importlib.metadata
@@ -130,13 +131,21 @@ def bench_simulator(arguments: argparse.Namespace) -> dict[str, object]:
         }
       )
   engine.close()
-  settings = {'games': len(scripts), 'steps': steps, 'repeats': arguments.repeats, 'python': platform.python_version(), 'cpus': os.cpu_count()}
+  settings = {
+    'games': len(scripts),
+    'steps': steps,
+    'repeats': arguments.repeats,
+    'python': platform.python_version(),
+    'cpus': os.cpu_count(),
+  }
   return {'benchmark': 'simulator', **settings, 'load_average': os.getloadavg()[0], 'figures': summary(repeats)}
 
 
 def print_simulator(result: dict[str, Any]) -> None:
   """The simulator's figures as a table."""
-  print(f'{result["games"]} games, {result["steps"]} steps, {result["repeats"]} repeats; median [min, max]; load average {result["load_average"]:.1f}')
+  print(
+    f'{result["games"]} games, {result["steps"]} steps, {result["repeats"]} repeats; median [min, max]; load average {result["load_average"]:.1f}'
+  )
   for name, figure in result['figures'].items():
     unit = 'x' if name.startswith('ratio') else 'steps/s'
     print(f'{name:52} {figure["median"]:12,.1f} [{figure["min"]:,.1f}, {figure["max"]:,.1f}] {unit}')
@@ -167,7 +176,15 @@ def named_model(name: str) -> DecoderConfig:
   """The benchmark's own model, a preset, or what the config.json of a folder describes."""
   if name == QWEN2_5M:
     return DecoderConfig(
-      vocab_size=VOCAB_SIZE, embed_dim=256, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=64, mlp_dim=704, family='qwen2', qkv_bias=True
+      vocab_size=VOCAB_SIZE,
+      embed_dim=256,
+      num_layers=4,
+      num_heads=4,
+      num_kv_heads=2,
+      head_dim=64,
+      mlp_dim=704,
+      family='qwen2',
+      qkv_bias=True,
     )
   if name in PRESETS:
     return preset(name, VOCAB_SIZE)
@@ -218,7 +235,8 @@ def _chunks(hidden: jax.Array, targets: jax.Array, weights: jax.Array, chunk: in
   """Each array [N, ...] as [N / chunk, chunk, ...], filled up with tokens of weight 0."""
   missing = -len(targets) % chunk
   return tuple(
-    jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)).reshape(-1, chunk, *array.shape[1:]) for array in (hidden, targets, weights)
+    jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)).reshape(-1, chunk, *array.shape[1:])
+    for array in (hidden, targets, weights)
   )
 
 
@@ -269,6 +287,18 @@ def next_token_loss(config: DecoderConfig, params: Any, tokens: jax.Array) -> ja
   chunk = min(512 if jax.default_backend() == 'cpu' else 4096, batch * time)
   flat = hidden.reshape(batch * time, config.embed_dim), targets.reshape(-1), weights.reshape(-1).astype(jnp.float32)
   return projected_nll(output_matrix(params), *flat, chunk) / (batch * (time - 1))
+
+
+def keep_memory() -> None:
+  """From now on the C library keeps what this process frees instead of giving it back to the system; glibc alone, elsewhere an OSError.
+
+  A step on a CPU allocates some 300 MB and frees them; given back and asked for again, every page of it costs a page fault in every step.
+  Call it before JAX starts its threads. The price is a larger process.
+  """
+  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+  # M_ARENA_MAX 1, M_MMAP_MAX 0, M_TRIM_THRESHOLD as large as it gets
+  if mallopt is None or not all(mallopt(parameter, value) for parameter, value in ((-8, 1), (-4, 0), (-1, 2**31 - 1))):
+    raise OSError('the C library here cannot be told to keep freed memory: leave --keep-memory out')
 
 
 class JaxTraining:
@@ -382,8 +412,12 @@ def bench_sft(arguments: argparse.Namespace) -> dict[str, Any]:
   packages = ['jax', 'flax', 'optax', *(('torch', 'transformers') if arguments.vs else ())]
   return {
     'benchmark': 'sft',
-    **{name: getattr(arguments, name) for name in ('model', 'batch_size', 'length', 'steps', 'repeats', 'seed', 'dtype', 'remat', 'attention')},
+    **{
+      name: getattr(arguments, name)
+      for name in ('model', 'batch_size', 'length', 'steps', 'repeats', 'seed', 'dtype', 'remat', 'attention')
+    },
     'scan_layers': config.scan_layers,
+    'keep_memory': arguments.keep_memory,
     'parameters': num_params,
     'flops_per_token': flops,
     'device': device.device_kind,
@@ -400,8 +434,12 @@ def bench_sft(arguments: argparse.Namespace) -> dict[str, Any]:
 def print_sft(result: dict[str, Any]) -> None:
   """The fine-tuning's figures as a table."""
   versions = ', '.join(f'{name} {version}' for name, version in result['versions'].items())
-  print(f'{result["model"]}: {result["parameters"]:,} parameters, {result["batch_size"]} rows of {result["length"]} tokens, {result["dtype"]}')
-  print(f'{result["device"]}, {result["cpus"]} CPUs, load average before {result["load_average"]:.1f}; Python {result["python"]}, {versions}')
+  print(
+    f'{result["model"]}: {result["parameters"]:,} parameters, {result["batch_size"]} rows of {result["length"]} tokens, {result["dtype"]}'
+  )
+  print(
+    f'{result["device"]}, {result["cpus"]} CPUs, load average before {result["load_average"]:.1f}; Python {result["python"]}, {versions}'
+  )
   print(f'{result["repeats"]} repeats of {result["steps"]} steps; median [min, max]')
   units = {'ratio': ('x', 1, 2), 'utilisation': ('% of peak', 100, 1)}
   for name, figure in result['figures'].items():
@@ -421,7 +459,11 @@ def num_cpus() -> int:
 def summary(repeats: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
   """Median and range of each figure over the repeats."""
   return {
-    name: {'median': statistics.median(row[name] for row in repeats), 'min': min(row[name] for row in repeats), 'max': max(row[name] for row in repeats)}
+    name: {
+      'median': statistics.median(row[name] for row in repeats),
+      'min': min(row[name] for row in repeats),
+      'max': max(row[name] for row in repeats),
+    }
     for name in repeats[0]
   }
 
@@ -431,7 +473,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog='python -m mempi_jax.bench', description='Benchmarks.')
   commands = parser.add_subparsers(dest='benchmark', required=True)
   simulator = commands.add_parser('simulator', help='the ALFWorld simulator beside the real engine')
-  simulator.add_argument('--games', required=True, help='a folder of game.tw-pddl files, a .jsonl or .jsonl.xz file, or generated:HOUSEHOLD')
+  simulator.add_argument(
+    '--games', required=True, help='a folder of game.tw-pddl files, a .jsonl or .jsonl.xz file, or generated:HOUSEHOLD'
+  )
   simulator.add_argument('--count', type=int, default=4, help='how many games (default 4)')
   simulator.add_argument('--random-steps', type=int, default=20, help='random commands after the walk (default 20)')
   sft = commands.add_parser('sft', help='supervised fine-tuning, alone or beside PyTorch')
@@ -444,6 +488,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   sft.add_argument('--remat', choices=tuple(REMAT), default='none', help='what is computed again in the backward pass (default none)')
   sft.add_argument('--scan-layers', action='store_true', help='one compiled layer, scanned')
   sft.add_argument('--attention', choices=IMPLEMENTATIONS, default='auto')
+  sft.add_argument('--keep-memory', action='store_true', help='on a CPU: the C library keeps freed memory (for both sides)')
   for command in (simulator, sft):
     command.add_argument('--repeats', type=int, default=5)
     command.add_argument('--seed', type=int, default=0)
@@ -460,6 +505,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, show = bench_sft, print_sft
     if min(arguments.batch_size, arguments.steps, arguments.repeats) < 1 or arguments.length < 2:
       parser.error('--batch-size, --steps and --repeats must be at least 1, --length at least 2')
+    try:
+      if arguments.keep_memory:
+        keep_memory()  # before the next line starts JAX
+    except OSError as error:
+      parser.error(str(error))
     if arguments.vs and (arguments.dtype != 'float32' or jax.default_backend() != 'cpu'):
       parser.error(f'--vs torch compares float32 on a CPU, found {arguments.dtype} on {jax.default_backend()}')
     if arguments.vs and importlib.util.find_spec('torch') is None:

@@ -39,10 +39,9 @@ from mempi_jax.losses.policy_gradient import (
 )
 from mempi_jax.losses.sft import sft_loss
 from mempi_jax.models.decoder import DecoderConfig, init_params, stack_layers, unstack_layers
-from mempi_jax.models.hf import find_checkpoint, read_config
 from mempi_jax.models.lora import LoraConfig, init_lora
 from mempi_jax.models.presets import differences, preset
-from mempi_jax.policy.policy import Adaptation, GuidancePolicy, load_pretrained
+from mempi_jax.policy.policy import Adaptation, GuidancePolicy, load_pretrained, read_pretrained_config
 from mempi_jax.policy.score import score_rows
 from mempi_jax.runtime import files
 from mempi_jax.runtime.checkpoint import Checkpointer
@@ -122,7 +121,7 @@ def initial_policy(world: World) -> GuidancePolicy:
       shape, tokenizer = preset(config.model, lm.tokenizer.vocab_size), lm.tokenizer
       params = init_params(shape, key, config.param_dtype)
     case path:
-      if config.model and (problems := differences(read_config(find_checkpoint(path)), preset(config.model))):
+      if config.model and (problems := differences(read_pretrained_config(path), preset(config.model))):
         raise ConfigError(f'policy.init {path} is not the policy.model {config.model}: {problems}')
       place = functools.partial(shard_state, make_mesh(world.config.mesh.fsdp))
       shape, params, tokenizer, grown = load_pretrained(path, dtype=config.param_dtype, place=place)

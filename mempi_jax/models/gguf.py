@@ -51,6 +51,11 @@ class Stored:
   row_bytes: int
 
 
+def read_gguf_config(path: str | Path) -> DecoderConfig:
+  """The decoder that a file's header describes. Errors as in `load_gguf`."""
+  return _read_header(Path(path))[0]
+
+
 def load_gguf(path: str | Path, *, dtype: str = 'float32', place: Place | None = None) -> tuple[DecoderConfig, Any]:
   """A model from a GGUF file: its config, and its parameters in the unrolled layout.
 

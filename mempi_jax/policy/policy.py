@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mempi_jax.inference.engine import Rows
+from mempi_jax.models import gguf
 from mempi_jax.models.decoder import Decoder, DecoderConfig
 from mempi_jax.models.hf import Place, find_checkpoint, load_model, read_config, save_model
 from mempi_jax.models.lora import ADAPTER_CONFIG, Adapter, LoraConfig, apply_lora, load_peft, merge_lora, read_peft_config, save_peft
@@ -242,21 +243,36 @@ def load_policy(
 def load_pretrained(path_or_id: str, *, dtype: str = 'float32', place: Place | None = None) -> tuple[DecoderConfig, Any, Tokenizer, int]:
   """A pretrained model made ready to be a policy: its tokenizer and tables have the decisions' tokens (see `add_tokens`).
 
-  Returns config, parameters, tokenizer, and the number of rows that the tables grew by.
+  `path_or_id` is a folder or hub id in Hugging Face format, or a .gguf file. Returns config, parameters, tokenizer, and the number of rows
+  that the tables grew by.
 
-  Raises FileNotFoundError, ValueError: see `find_checkpoint`, `load_model`, `Tokenizer.load`; a tokenizer that does not fit the model is
-  found before the weights are read.
+  Raises FileNotFoundError, ValueError: see `find_checkpoint`, `load_model`, `load_gguf`, `Tokenizer.load`; a tokenizer that does not fit
+  the model is found before the weights are read.
   """
-  folder = find_checkpoint(path_or_id)
-  tokenizer = Tokenizer.load(folder)
-  check_vocabulary(read_config(folder), tokenizer.vocab_size)
-  config, params = load_model(folder, dtype=dtype, place=place)
-  rows = config.vocab_size
+  rows = read_pretrained_config(path_or_id).vocab_size
+  if _is_gguf(path_or_id):
+    tokenizer = Tokenizer.from_transformers(gguf.load_gguf_tokenizer(path_or_id))
+    load = functools.partial(gguf.load_gguf, path_or_id)
+  else:
+    folder = find_checkpoint(path_or_id)
+    tokenizer, load = Tokenizer.load(folder), functools.partial(load_model, folder)
+  if tokenizer.vocab_size > rows:
+    raise ValueError(f'{path_or_id}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {rows}: they do not belong together')
+  config, params = load(dtype=dtype, place=place)
   new = tokenizer.with_control_tokens()
   added = [i for i in new.decisions if i not in tokenizer.control_ids]
   if added:
     config, params = add_tokens(config, params, tokenizer.vocab_size, added)
   return config, params, new, config.vocab_size - rows
+
+
+def read_pretrained_config(path_or_id: str) -> DecoderConfig:
+  """The shape of what `load_pretrained` would load, from its header alone."""
+  return gguf.read_gguf_config(path_or_id) if _is_gguf(path_or_id) else read_config(find_checkpoint(path_or_id))
+
+
+def _is_gguf(path_or_id: str) -> bool:
+  return str(path_or_id).endswith('.gguf')
 
 
 def find_policy(path: str | Path) -> Path:

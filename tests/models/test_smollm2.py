@@ -281,3 +281,14 @@ def test_peak_memory_of_loading(model, tmp_path):
   figures = {'peak': peak, 'after': after, 'weights': stays, 'largest shard': largest, 'a tiny model': fixed}
   report('memory of loading in MB', {name: round(value / 1e6, 1) for name, value in figures.items()})
   assert peak <= stays + 1.3 * largest + fixed
+
+
+def test_the_file_is_a_policy_as_it_stands(gguf_path):
+  """Straight from the GGUF file to a guidance policy that decides and writes, with rows of its own for the decisions."""
+  from mempi_jax.policy.policy import GuidancePolicy, load_pretrained
+
+  config, params, tokenizer, grown = load_pretrained(str(gguf_path))
+  assert (grown, config.vocab_size) == (2, 49154) and tokenizer.decisions == (49152, 49153)
+  policy = GuidancePolicy(config, params, tokenizer, max_prompt=256, max_content=8, template='chat', grown=grown)
+  answer = policy.guide(goal='put a mug in shelf.', observation='You see a drawer 1, and a shelf 1.', threshold=0.0)
+  assert 0 < len(answer.tokens) <= 8 and abs(answer.p_generate - 0.5) < 1e-3  # equal rows: undecided until it is trained
