@@ -260,12 +260,13 @@ def _projected_nll_forward(
   def add(carry: tuple[jax.Array, jax.Array], part: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     nll, by_logits = _chunk_nll(projection, *part)
     by_logits = by_logits.astype(hidden.dtype)
-    by_matrix = jnp.matmul(by_logits.T, part[0], preferred_element_type=jnp.float32)
+    # The small matrix is transposed before the product, not within it, which is a third faster on XLA:CPU.
+    by_matrix = jnp.matmul(jax.lax.optimization_barrier(part[0].T), by_logits, preferred_element_type=jnp.float32)
     return (carry[0] + nll, carry[1] + by_matrix), by_logits @ projection
 
-  start = (jnp.float32(0.0), jnp.zeros(matrix.shape, jnp.float32))
+  start = (jnp.float32(0.0), jnp.zeros(matrix.shape[::-1], jnp.float32))  # [D, V]
   (nll, by_matrix), by_hidden = jax.lax.scan(add, start, _chunks(hidden, targets, weights, chunk))
-  return nll, (by_matrix.astype(matrix.dtype), by_hidden.reshape(-1, hidden.shape[1])[: len(hidden)])
+  return nll, (by_matrix.T.astype(matrix.dtype), by_hidden.reshape(-1, hidden.shape[1])[: len(hidden)])
 
 
 def _projected_nll_backward(chunk: int, saved: tuple[jax.Array, jax.Array], factor: jax.Array) -> tuple[jax.Array | None, ...]:

@@ -231,6 +231,10 @@ def test_bad_sft_arguments(monkeypatch, capsys):
     with pytest.raises(SystemExit) as error:
       bench.main(arguments)
     assert error.value.code == 2 and message in capsys.readouterr().err
+  monkeypatch.setattr(bench.sys, 'platform', 'darwin')
+  with pytest.raises(SystemExit):
+    bench.main([*small, '--keep-memory'])
+  assert 'leave --keep-memory out' in capsys.readouterr().err
   monkeypatch.setattr(bench.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(SystemExit):
     bench.main([*small, '--vs', 'torch'])
