@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import FrozenConfigDict
@@ -30,7 +29,8 @@ from mempi_jax.config import parse_command_line, to_json
 from mempi_jax.envs.alfworld.env import AlfworldEnv
 from mempi_jax.envs.alfworld.game import Game
 from mempi_jax.envs.alfworld.generator import generate_games, seldom, usually
-from mempi_jax.models.decoder import Decoder, DecoderConfig, count_params, init_params
+from mempi_jax.losses.next_token import next_token_loss
+from mempi_jax.models.decoder import Decoder, DecoderConfig, count_params, init_params, output_matrix
 from mempi_jax.models.hf import save_model
 from mempi_jax.models.presets import preset
 from mempi_jax.policy.score import branch_mask
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
 
   # 4. The checkpoint, and how it plays, read back from its files.
   with tempfile.TemporaryDirectory(dir=workdir) as partial:
-    save_model(partial, model, params, dtype='float16')
+    save_model(partial, model, params, dtype='float16', extra_fields=tokenizer.token_ids())
     tokenizer.save(partial)
     for path in sorted(Path(partial).iterdir()):
       files.write_bytes(workdir / path.name, path.read_bytes())
@@ -99,12 +99,8 @@ def cloning_loss(
   config: DecoderConfig, params: Any, tokens: jax.Array, branch: jax.Array, positions: jax.Array, weights: jax.Array
 ) -> jax.Array:
   """Mean negative log-likelihood f32[] of the weighted tokens; arrays i32[B, T], weights f32[B, T], as in `cloning.CloneBatch`."""
-  decoder = Decoder(config)
-  hidden = decoder.apply({'params': params}, tokens, positions, branch_mask(branch))
-  logits = decoder.apply({'params': params}, hidden[:, :-1], method='logits')
-  chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-  nll = jax.nn.logsumexp(logits, axis=-1) - chosen
-  return jnp.sum(nll * weights[:, 1:]) / jnp.maximum(jnp.sum(weights[:, 1:]), 1.0)
+  hidden = Decoder(config).apply({'params': params}, tokens, positions, branch_mask(branch))
+  return next_token_loss(output_matrix(params), hidden, tokens, weights)
 
 
 def train(config: FrozenConfigDict, model: DecoderConfig, rows: Sequence[tuple[np.ndarray, ...]]) -> tuple[Any, list[float]]:

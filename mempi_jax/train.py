@@ -41,14 +41,15 @@ from mempi_jax.losses.sft import sft_loss
 from mempi_jax.models.decoder import DecoderConfig, init_params, stack_layers, unstack_layers
 from mempi_jax.models.lora import LoraConfig, init_lora
 from mempi_jax.models.presets import differences, preset
-from mempi_jax.policy.policy import Adaptation, GuidancePolicy, load_pretrained, read_pretrained_config
+from mempi_jax.policy.policy import Adaptation, GuidancePolicy
+from mempi_jax.policy.pretrained import load_pretrained, read_pretrained_config
 from mempi_jax.policy.score import score_rows
 from mempi_jax.runtime import files
 from mempi_jax.runtime.checkpoint import Checkpointer
 from mempi_jax.runtime.metrics import MetricWriter, progress, read_metrics
 from mempi_jax.runtime.optim import make_optimizer
 from mempi_jax.runtime.rng import step_key
-from mempi_jax.runtime.sharding import make_mesh, put_rows, put_state, shard_state
+from mempi_jax.runtime.sharding import make_mesh, put_rows, put_state
 from mempi_jax.runtime.workdir import COMPILED, report_errors, share_compilations, timed
 from mempi_jax.sources.rollout import RolloutSource, make_tasks
 from mempi_jax.sources.sft import SftSource
@@ -121,10 +122,10 @@ def initial_policy(world: World) -> GuidancePolicy:
       shape, tokenizer = preset(config.model, lm.tokenizer.vocab_size), lm.tokenizer
       params = init_params(shape, key, config.param_dtype)
     case path:
-      if config.model and (problems := differences(read_pretrained_config(path), preset(config.model))):
-        raise ConfigError(f'policy.init {path} is not the policy.model {config.model}: {problems}')
-      place = functools.partial(shard_state, make_mesh(world.config.mesh.fsdp))
-      shape, params, tokenizer, grown = load_pretrained(path, dtype=config.param_dtype, place=place)
+      found = read_pretrained_config(path)
+      if config.model and (problems := differences(found, preset(config.model, found.vocab_size))):
+        raise ConfigError(f"policy.init {path} is not the policy.model {config.model}: {problems}; policy.model '' takes any shape")
+      shape, params, tokenizer, grown = load_pretrained(path, dtype=config.param_dtype, place=world.place)
   shape = dataclasses.replace(shape, dtype=config.dtype, attention=config.attention)
   adaptation = None
   if config.lora.rank:

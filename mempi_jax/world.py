@@ -23,6 +23,7 @@ from mempi_jax.envs.alfworld.env import make_env
 from mempi_jax.envs.alfworld.game import Game
 from mempi_jax.envs.alfworld.generator import generate_games
 from mempi_jax.experience.bank import TRAIN_SPLIT
+from mempi_jax.models.hf import Place
 from mempi_jax.policy.policy import GuidancePolicy, load_policy
 from mempi_jax.policy.template import template_hash
 from mempi_jax.policy.tokenizer import Tokenizer
@@ -55,8 +56,13 @@ class World:
   def load_policy(self, folder: Path) -> GuidancePolicy:
     """A guidance policy of this run, computed as the config says."""
     config = self.config.policy
-    place = functools.partial(shard_state, make_mesh(self.config.mesh.fsdp)) if self.config.mesh.fsdp > 1 else None
-    return load_policy(folder, param_dtype=config.param_dtype, dtype=config.dtype, attention=config.attention, place=place)
+    return load_policy(folder, param_dtype=config.param_dtype, dtype=config.dtype, attention=config.attention, place=self.place)
+
+  @property
+  def place(self) -> Place | None:
+    """Where a policy's parameters live; None: on one device, until training puts them on the mesh."""
+    fsdp = self.config.mesh.fsdp
+    return functools.partial(shard_state, make_mesh(fsdp)) if fsdp > 1 else None
 
   def max_steps(self, task: Task) -> int:
     """Most actions an episode of this task may take."""

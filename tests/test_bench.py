@@ -4,18 +4,15 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mempi_jax import bench
-from mempi_jax.clone import cloning_loss
 from mempi_jax.envs.alfworld.generator import generate_games
 from mempi_jax.envs.alfworld.problem import parse_problem
 from mempi_jax.envs.alfworld.simulator import NOTHING, Simulator
 from mempi_jax.models.decoder import DecoderConfig, count_params, init_params
 from mempi_jax.models.hf import save_model
-from mempi_jax.models.presets import preset
 
 
 class CountingEngine:
@@ -119,36 +116,6 @@ def test_peak_flops(kind, peak):
 def test_qwen2_5m_has_five_million_parameters():
   shapes = jax.eval_shape(lambda: init_params(bench.named_model(bench.QWEN2_5M), jax.random.key(0)))
   assert count_params(shapes) == 5_050_624
-
-
-@pytest.mark.parametrize('chunk', [3, 8, 14])
-def test_projected_nll_is_the_plain_one_with_its_gradients(chunk):
-  keys = jax.random.split(jax.random.key(0), 3)
-  matrix, hidden = jax.random.normal(keys[0], (9, 4)), jax.random.normal(keys[1], (14, 4))
-  targets, weights = jax.random.randint(keys[2], (14,), 0, 9), jnp.arange(14.0) % 3
-
-  def plain(matrix, hidden):
-    logps = jax.nn.log_softmax(hidden @ matrix.T)
-    return -jnp.sum(weights * logps[jnp.arange(14), targets])
-
-  ours = lambda matrix, hidden: bench.projected_nll(matrix, hidden, targets, weights, chunk)
-  assert ours(matrix, hidden) == pytest.approx(float(plain(matrix, hidden)), rel=1e-5)
-  for found, expected in zip(
-    jax.grad(lambda *args: 2 * ours(*args), (0, 1))(matrix, hidden), jax.grad(lambda *args: 2 * plain(*args), (0, 1))(matrix, hidden)
-  ):
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_next_token_loss_is_the_clones_with_every_weight_one():
-  config = preset('dummy', 50)
-  params = init_params(config, jax.random.key(1))
-  tokens = jax.random.randint(jax.random.key(2), (3, 12), 0, 50)
-  positions = jnp.broadcast_to(jnp.arange(12), tokens.shape)
-  clone = lambda params: cloning_loss(config, params, tokens, jnp.zeros_like(tokens), positions, jnp.ones(tokens.shape))
-  expected, expected_gradients = jax.value_and_grad(clone)(params)
-  found, gradients = jax.value_and_grad(lambda params: bench.next_token_loss(config, params, tokens))(params)
-  assert found == pytest.approx(float(expected), rel=1e-5)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradients, expected_gradients)
 
 
 @pytest.mark.parametrize('options', [[], ['--scan-layers', '--remat', 'full', '--dtype', 'bfloat16']])

@@ -18,7 +18,8 @@ from mempi_jax.models.decoder import count_params, init_params, stack_layers
 from mempi_jax.models.hf import load_model, save_model
 from mempi_jax.models.lora import LoraConfig, init_lora
 from mempi_jax.models.presets import differences, preset
-from mempi_jax.policy.policy import load_policy, load_pretrained
+from mempi_jax.policy.policy import load_policy
+from mempi_jax.policy.pretrained import load_pretrained
 from mempi_jax.policy.tokenizer import Tokenizer
 from mempi_jax.runtime.checkpoint import Checkpointer
 from mempi_jax.train import forward_loss, stage2_loss
@@ -145,6 +146,7 @@ def test_padding_rows_are_taken_before_the_embedding_grows(pretrained, tmp_path)
   [
     ({'policy.lora.rank': 4}, "policy.lora needs a pretrained model .*found policy.init 'agent'"),
     ({'policy.init': '{pretrained}', 'policy.model': 'smollm2_135m'}, 'is not the policy.model smollm2_135m: vocab_size'),
+    ({'policy.init': '{pretrained}'}, "is not the policy.model tiny: embed_dim 32 .expected 128.*policy.model '' takes any shape"),
     ({'policy.init': '/nowhere', 'policy.model': ''}, 'no checkpoint at /nowhere'),
   ],
 )
@@ -155,7 +157,7 @@ def test_settings_that_cannot_be(pretrained, overrides, message):
     pass
 
   world = Stub()
-  world.config, world.agent = resolve(config), Stub()
+  world.config, world.agent, world.place = resolve(config), Stub(), None
   lm = world.agent
   lm.config, lm.params, lm.tokenizer = preset('dummy', 400), {}, None
   with pytest.raises((ConfigError, FileNotFoundError), match=message):

@@ -14,6 +14,7 @@ import numpy as np
 from mempi_jax.inference.engine import Rows
 from mempi_jax.models.decoder import DecoderConfig
 from mempi_jax.models.hf import load_model
+from mempi_jax.models.vocabulary import check_vocabulary
 from mempi_jax.policy.template import NEWLINE, TURN, agent_prompt, agent_turn
 from mempi_jax.policy.tokenizer import Tokenizer
 from mempi_jax.types import Context, Guidance
@@ -34,8 +35,7 @@ class LMAgent:
     max_action_tokens: int,
     temperature: float,
   ):
-    if tokenizer.vocab_size > config.vocab_size:
-      raise ValueError(f'the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: they do not belong together')
+    check_vocabulary(config.vocab_size, tokenizer.vocab_size)
     self.config, self.params, self.tokenizer = config, params, tokenizer
     self.context_length, self.max_action_tokens, self.temperature = context_length, max_action_tokens, temperature
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mempi_jax.models.attention import IMPLEMENTATIONS, attention
-from mempi_jax.models.lora import matmul
+from mempi_jax.models.lora import LoraWeight, matmul
 from mempi_jax.models.rope import RopeScaling, rope_angles, rotate
 
 FAMILIES = ('llama', 'mistral', 'qwen2', 'qwen3')
@@ -85,6 +85,12 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
   return (wide * jax.lax.rsqrt(variance + eps) * scale).astype(x.dtype)
 
 
+def linear(x: jax.Array, weight: jax.Array | LoraWeight, bias: jax.Array | None) -> jax.Array:
+  """x [N, in] @ weight [in, out] + bias [out] in x's dtype."""
+  product = matmul(x, weight)
+  return product if bias is None else product + bias.astype(x.dtype)
+
+
 class Layer(nn.Module):
   """One transformer block."""
 
@@ -103,13 +109,11 @@ class Layer(nn.Module):
     self.mlp_norm = self.param('mlp_norm', ones, (c.embed_dim,))
     self.gate_up = self.param('gate_up', init, (c.embed_dim, 2 * c.mlp_dim))
     self.down = self.param('down', out_init, (c.mlp_dim, c.embed_dim))
-    if c.qkv_bias:
-      self.qkv_bias = self.param('qkv_bias', zeros, (qkv_dim,))
-    if c.out_bias:
-      self.out_bias = self.param('out_bias', zeros, (c.embed_dim,))
-    if c.mlp_bias:
-      self.gate_up_bias = self.param('gate_up_bias', zeros, (2 * c.mlp_dim,))
-      self.down_bias = self.param('down_bias', zeros, (c.embed_dim,))
+    bias = lambda name, size, present: self.param(name, zeros, (size,)) if present else None
+    self.qkv_bias = bias('qkv_bias', qkv_dim, c.qkv_bias)
+    self.out_bias = bias('out_bias', c.embed_dim, c.out_bias)
+    self.gate_up_bias = bias('gate_up_bias', 2 * c.mlp_dim, c.mlp_bias)
+    self.down_bias = bias('down_bias', c.embed_dim, c.mlp_bias)
     if c.qk_norm:
       self.q_norm = self.param('q_norm', ones, (c.head_dim,))
       self.k_norm = self.param('k_norm', ones, (c.head_dim,))
@@ -119,9 +123,7 @@ class Layer(nn.Module):
     c = self.config
     batch, time, _ = x.shape
     # Matmuls in two dimensions: XLA on CPU is twice as fast as with three.
-    flat = matmul(rms_norm(x, self.attention_norm, c.norm_eps).reshape(batch * time, c.embed_dim), self.qkv)
-    if c.qkv_bias:
-      flat = flat + self.qkv_bias.astype(flat.dtype)
+    flat = linear(rms_norm(x, self.attention_norm, c.norm_eps).reshape(batch * time, c.embed_dim), self.qkv, self.qkv_bias)
     q, k, v = jnp.split(flat, [c.num_heads * c.head_dim, (c.num_heads + c.num_kv_heads) * c.head_dim], axis=-1)
     q = q.reshape(batch, time, c.num_heads, c.head_dim)
     k = k.reshape(batch, time, c.num_kv_heads, c.head_dim)
@@ -134,13 +136,9 @@ class Layer(nn.Module):
     c = self.config
     shape = x.shape
     x = x.reshape(-1, c.embed_dim)
-    x = x + self._biased(matmul(attended.reshape(x.shape[0], -1), self.out), 'out_bias', c.out_bias)
-    hidden = matmul(rms_norm(x, self.mlp_norm, c.norm_eps), self.gate_up)
-    gate, up = jnp.split(self._biased(hidden, 'gate_up_bias', c.mlp_bias), 2, axis=-1)
-    return (x + self._biased(matmul(jax.nn.silu(gate) * up, self.down), 'down_bias', c.mlp_bias)).reshape(shape)
-
-  def _biased(self, x: jax.Array, name: str, present: bool) -> jax.Array:
-    return x + getattr(self, name).astype(x.dtype) if present else x
+    x = x + linear(attended.reshape(x.shape[0], -1), self.out, self.out_bias)
+    gate, up = jnp.split(linear(rms_norm(x, self.mlp_norm, c.norm_eps), self.gate_up, self.gate_up_bias), 2, axis=-1)
+    return (x + linear(jax.nn.silu(gate) * up, self.down, self.down_bias)).reshape(shape)
 
   def __call__(self, x: jax.Array, angles: Angles, mask: jax.Array | None) -> jax.Array:
     """Stream x [B, T, D] through the block; mask as in `attention`."""
@@ -162,6 +160,7 @@ class Decoder(nn.Module):
   config: DecoderConfig
 
   def setup(self):
+    """Embedding, head where it is not tied, final norm, and the layers in the layout that the config says."""
     c = self.config
     init, policy = nn.initializers.normal(0.02), REMAT[c.remat]
     self.embedding = self.param('embedding', init, (c.vocab_size, c.embed_dim))
@@ -215,7 +214,7 @@ class Decoder(nn.Module):
       keys = keys.at[rows, :, :, positions].set(k, mode='drop')
       values = values.at[rows, :, positions].set(v, mode='drop')
       seen = mask & (places > positions[:, :, None] - c.sliding_window) if i in c.sliding_layers else mask
-      x = layer.finish(x, attention(q, keys, values, seen))
+      x = layer.finish(x, attention(q, keys, values, seen))  # always xla: a few queries over a cache are bound by memory
       new_cache.append((keys, values))
     return rms_norm(x, self.final_norm, c.norm_eps), new_cache
 

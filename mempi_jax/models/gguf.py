@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mempi_jax.models.decoder import DecoderConfig, init_params
-from mempi_jax.models.hf import Place, Tensor, check_dtype, tensors_of
+from mempi_jax.models.decoder import DecoderConfig
+from mempi_jax.models.hf import Place, Tensor, check_dtype, compare_tensors, place_params, tensors_of
 from mempi_jax.models.rope import RopeScaling, scaled_frequencies
 
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')  # Mistral's files say llama
@@ -73,18 +71,10 @@ def load_gguf(path: str | Path, *, dtype: str = 'float32', place: Place | None =
   path = Path(path)
   check_dtype(dtype)
   config, layout, stored = _read_header(path)
-  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
-  flat_shapes = flatten_dict(shapes)
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  shardings = flatten_dict(place(shapes)) if place else dict.fromkeys(flat_shapes, device)
   # Only files of the llama architecture hold the rows of queries and keys in the order of llama.cpp's rotary kernel.
   permuted = {'attn_q': config.num_heads, 'attn_k': config.num_kv_heads} if config.family == 'llama' else {}
-  params = {}
-  for name, shape in flat_shapes.items():
-    read = lambda index, name=name, shape=shape: _read(path, name, layout[name], stored, permuted, shape, index)
-    params[name] = jax.make_array_from_callback(shape.shape, shardings[name], read, dtype=shape.dtype)
-    params[name].block_until_ready()  # one parameter at a time on its way through the host
-  return config, unflatten_dict(params)
+  read = lambda name, shape, index: _read(path, name, layout[name], stored, permuted, shape, index)
+  return config, place_params(config, dtype, place, read)
 
 
 # The header.
@@ -104,7 +94,7 @@ def _read_header(path: Path) -> tuple[DecoderConfig, dict[tuple[str, ...], tuple
     _check_quantisation(stored)
     config = _config(fields, stored, _rope_factors(path, stored))
     layout = {name: tuple(Tensor(_gguf_name(t.name), t.shape) for t in parts) for name, parts in tensors_of(config).items()}
-    _check_tensors(layout, stored)
+    compare_tensors(layout, {name: tensor.shape for name, tensor in stored.items() if name != ROPE_FACTORS})
   except KeyError as error:
     raise ValueError(f'{path}: the field {error.args[0]} is missing') from None
   except ValueError as error:
@@ -279,19 +269,6 @@ def _gguf_name(name: str) -> str:
   return f'{NAMES[module]}.{kind}'
 
 
-def _check_tensors(layout: dict[Any, tuple[Tensor, ...]], stored: dict[str, Stored]) -> None:
-  expected = {tensor.name: tensor.shape for parts in layout.values() for tensor in parts}
-  problems = [f'tensor {name!r} is missing, expected shape {shape}' for name, shape in expected.items() if name not in stored]
-  for name, tensor in stored.items():
-    if name in expected and tensor.shape != expected[name]:
-      problems.append(f'tensor {name!r} has shape {tensor.shape}, expected {expected[name]}')
-    elif name not in expected and name != ROPE_FACTORS:
-      problems.append(f'tensor {name!r} is not part of the model that the metadata describe')
-  if problems:
-    more = f' (and {len(problems) - 4} more)' if len(problems) > 4 else ''
-    raise ValueError(f'{"; ".join(problems[:4])}{more}')
-
-
 # The weights.
 
 
@@ -300,10 +277,10 @@ def _read(
 ) -> np.ndarray:
   """The part of a parameter that `index` (slices, in the parameter's own axes) asks for, from the tensors that it is made of.
 
-  `permuted` gives the number of heads of the tensors whose rows are permuted, `shape` the parameter's shape and dtype.
+  `permuted` gives the number of heads of the tensors whose rows are permuted.
   """
-  bounds = [slice(*part.indices(size)) for part, size in zip(index, shape.shape, strict=True)]
-  out = np.empty([bound.stop - bound.start for bound in bounds], shape.dtype)
+  bounds = [slice(*part.indices(size)) for part, size in zip(index, shape, strict=True)]
+  out = np.empty([bound.stop - bound.start for bound in bounds], np.float32)
   # Rows first, as in the file: those of the embedding and the head are rows of the parameter, all others its columns.
   as_stored = name[-1] in ('embedding', 'head')
   target, rows = (out, bounds[0]) if as_stored else (out.T, bounds[-1])

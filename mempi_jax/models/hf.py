@@ -264,16 +264,24 @@ def load_model(folder: str | Path, *, dtype: str = 'float32', place: Place | Non
   where = find_tensors(folder)
   layout = tensors_of(config)
   check_tensors(folder, layout, where)
+  read = lambda path, shape, index: _read(folder, where, path, layout[path], shape, index)
+  return config, place_params(config, dtype, place, read)
+
+
+def place_params(config: DecoderConfig, dtype: str, place: Place | None, read: Callable[[Any, tuple[int, ...], Any], np.ndarray]) -> Any:
+  """Parameters in the unrolled layout, one after another straight to where they live, so that the host holds one besides what stays.
+
+  `read(path, shape, index)` gives the part of a parameter (its path in the tree, its shape) that `index`, slices in its axes, asks for.
+  """
   shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
-  flat_shapes = flatten_dict(shapes)
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  shardings = flatten_dict(place(shapes)) if place else dict.fromkeys(flat_shapes, device)
+  flat = flatten_dict(shapes)
+  shardings = flatten_dict(place(shapes)) if place else dict.fromkeys(flat, device)
   params = {}
-  for path, shape in flat_shapes.items():
-    read = lambda index, path=path, shape=shape: _read(folder, where, path, layout[path], shape.shape, index).astype(dtype)
-    params[path] = jax.make_array_from_callback(shape.shape, shardings[path], read, dtype=jnp.dtype(dtype))
-    params[path].block_until_ready()  # one parameter at a time on its way through the host
-  return config, unflatten_dict(params)
+  for path, leaf in flat.items():
+    part = lambda index, path=path, leaf=leaf: read(path, leaf.shape, index).astype(dtype)
+    params[path] = jax.make_array_from_callback(leaf.shape, shardings[path], part, dtype=leaf.dtype).block_until_ready()
+  return unflatten_dict(params)
 
 
 def find_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -313,17 +321,36 @@ def _open(path: Path) -> Iterator[Any]:
 
 def check_tensors(folder: Path, layout: dict[Any, tuple[Tensor, ...]], where: dict[str, tuple[str, tuple[int, ...]]]) -> None:
   """Raises ValueError, naming the first few tensors, unless the files hold exactly what the config asks for."""
-  expected = {tensor.name: tensor.shape for parts in layout.values() for tensor in parts}
-  problems = [f'tensor {name!r} is missing, expected shape {shape}' for name, shape in expected.items() if name not in where]
-  for name, (file, shape) in where.items():
-    if name in expected and shape != expected[name]:
-      problems.append(f'tensor {name!r} in {file} has shape {shape}, expected {expected[name]}')
-    # A tied model's head is its embedding, whether or not a copy was saved.
-    elif name not in expected and name != 'lm_head.weight' and not IGNORED.fullmatch(name):
-      problems.append(f'tensor {name!r} in {file} is not part of the model that {CONFIG} describes')
+  # A tied model's head is its embedding, whether or not a copy was saved.
+  found = {name: shape for name, (_, shape) in where.items() if name != 'lm_head.weight' or name in _names(layout)}
+  found = {name: shape for name, shape in found.items() if not IGNORED.fullmatch(name)}
+  try:
+    compare_tensors(layout, found, lambda name: f' in {where[name][0]}')
+  except ValueError as error:
+    raise ValueError(f'{folder}: {error}') from None
+
+
+def compare_tensors(
+  layout: dict[Any, tuple[Tensor, ...]], found: dict[str, tuple[int, ...]], place: Callable[[str], str] = lambda name: ''
+) -> None:
+  """Raises ValueError, naming the first few, unless the tensors found (name -> shape) are those of the layout.
+
+  `place` says in the message where a tensor was found.
+  """
+  expected = _names(layout)
+  problems = [f'tensor {name!r} is missing, expected shape {shape}' for name, shape in expected.items() if name not in found]
+  for name, shape in found.items():
+    if name not in expected:
+      problems.append(f'tensor {name!r}{place(name)} is not part of the model that the configuration describes')
+    elif shape != expected[name]:
+      problems.append(f'tensor {name!r}{place(name)} has shape {shape}, expected {expected[name]}')
   if problems:
     more = f' (and {len(problems) - 4} more)' if len(problems) > 4 else ''
-    raise ValueError(f'{folder}: {"; ".join(problems[:4])}{more}')
+    raise ValueError(f'{"; ".join(problems[:4])}{more}')
+
+
+def _names(layout: dict[Any, tuple[Tensor, ...]]) -> dict[str, tuple[int, ...]]:
+  return {tensor.name: tensor.shape for parts in layout.values() for tensor in parts}
 
 
 def _read(

@@ -41,13 +41,11 @@ PRESETS = {
 
 
 def preset(name: str, vocab_size: int | None = None) -> DecoderConfig:
-  """A named shape, with another vocabulary where one is given; an unknown name lists the known ones."""
+  """A named shape; `vocab_size` is for those that have no vocabulary of their own. An unknown name lists the known ones."""
   if name not in PRESETS:
     raise ValueError(f'unknown model preset {name!r}: expected one of {", ".join(sorted(PRESETS))}')
-  fields = PRESETS[name]
-  if vocab_size is None and 'vocab_size' not in fields:
-    raise ValueError(f'the model preset {name!r} has the vocabulary of its tokenizer, and none was given')
-  return DecoderConfig(**(fields if vocab_size is None else fields | {'vocab_size': vocab_size}))
+  fields = {'vocab_size': vocab_size} | PRESETS[name]
+  return DecoderConfig(**fields)
 
 
 def differences(found: DecoderConfig, expected: DecoderConfig) -> str:

@@ -19,7 +19,7 @@ def add_tokens(config: DecoderConfig, params: Any, known: int, ids: Sequence[int
 
   Raises ValueError when the tokenizer has more tokens than the embedding has rows.
   """
-  check_vocabulary(config, known)
+  check_vocabulary(config.vocab_size, known)
   size = max(config.vocab_size, max(ids) + 1)
 
   @jax.jit
@@ -32,7 +32,7 @@ def add_tokens(config: DecoderConfig, params: Any, known: int, ids: Sequence[int
   return dataclasses.replace(config, vocab_size=size), dict(params) | tables
 
 
-def check_vocabulary(config: DecoderConfig, known: int) -> None:
-  """Raises ValueError when a tokenizer of `known` tokens does not fit the decoder."""
-  if known > config.vocab_size:
-    raise ValueError(f'the tokenizer has {known} tokens, the model only {config.vocab_size}: they do not belong together')
+def check_vocabulary(rows: int, known: int) -> None:
+  """Raises ValueError when a tokenizer of `known` tokens does not fit an embedding of `rows` rows."""
+  if known > rows:
+    raise ValueError(f'the tokenizer has {known} tokens, the model only {rows}: they do not belong together')

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mempi_jax.inference.engine import Rows
-from mempi_jax.models import gguf
 from mempi_jax.models.decoder import Decoder, DecoderConfig
-from mempi_jax.models.hf import Place, find_checkpoint, load_model, read_config, save_model
+from mempi_jax.models.hf import Place, load_model, save_model
 from mempi_jax.models.lora import ADAPTER_CONFIG, Adapter, LoraConfig, apply_lora, load_peft, merge_lora, read_peft_config, save_peft
-from mempi_jax.models.vocabulary import add_tokens, check_vocabulary
+from mempi_jax.models.vocabulary import check_vocabulary
+from mempi_jax.policy.pretrained import load_pretrained
 from mempi_jax.policy.score import decision_logit
 from mempi_jax.policy.template import policy_prompt
 from mempi_jax.policy.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ class GuidancePolicy:
     adaptation: Adaptation | None = None,
     grown: int = 0,
   ):
-    check_vocabulary(config, tokenizer.vocab_size)
+    check_vocabulary(config.vocab_size, tokenizer.vocab_size)
     self.config, self.tokenizer, self.template = config, tokenizer, template
     self.generate_id, self.abstain_id = tokenizer.decisions
     self.max_prompt, self.max_content = max_prompt, max_content
@@ -190,11 +190,10 @@ class GuidancePolicy:
 
     `merge` writes an adapted policy as a whole model; `dtype` is that of a whole model's file.
     """
-    tokens = {'bos_token_id': self.tokenizer.bos, 'eos_token_id': self.tokenizer.eos, 'pad_token_id': self.tokenizer.pad}
     if self.adaptation and not merge:
       save_peft(folder, self.adaptation.lora, self.adaptation.adapter, self.adaptation.base)
     else:
-      save_model(folder, self.config, merge_lora(self.params), dtype=dtype, extra_fields=tokens)
+      save_model(folder, self.config, merge_lora(self.params), dtype=dtype, extra_fields=self.tokenizer.token_ids())
     self.tokenizer.save(folder)
     settings = {'max_prompt': self.max_prompt, 'max_content': self.max_content, 'template': self.template, 'grown': self.grown}
     files.write_json(Path(folder) / SETTINGS, settings)  # last: a folder with it is whole
@@ -238,41 +237,6 @@ def load_policy(
     tokenizer, adaptation = Tokenizer.load(folder), None
   config = dataclasses.replace(config, dtype=dtype, attention=attention)
   return GuidancePolicy(config, params, tokenizer, adaptation=adaptation, **settings)
-
-
-def load_pretrained(path_or_id: str, *, dtype: str = 'float32', place: Place | None = None) -> tuple[DecoderConfig, Any, Tokenizer, int]:
-  """A pretrained model made ready to be a policy: its tokenizer and tables have the decisions' tokens (see `add_tokens`).
-
-  `path_or_id` is a folder or hub id in Hugging Face format, or a .gguf file. Returns config, parameters, tokenizer, and the number of rows
-  that the tables grew by.
-
-  Raises FileNotFoundError, ValueError: see `find_checkpoint`, `load_model`, `load_gguf`, `Tokenizer.load`; a tokenizer that does not fit
-  the model is found before the weights are read.
-  """
-  rows = read_pretrained_config(path_or_id).vocab_size
-  if _is_gguf(path_or_id):
-    tokenizer = Tokenizer.from_transformers(gguf.load_gguf_tokenizer(path_or_id))
-    load = functools.partial(gguf.load_gguf, path_or_id)
-  else:
-    folder = find_checkpoint(path_or_id)
-    tokenizer, load = Tokenizer.load(folder), functools.partial(load_model, folder)
-  if tokenizer.vocab_size > rows:
-    raise ValueError(f'{path_or_id}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {rows}: they do not belong together')
-  config, params = load(dtype=dtype, place=place)
-  new = tokenizer.with_control_tokens()
-  added = [i for i in new.decisions if i not in tokenizer.control_ids]
-  if added:
-    config, params = add_tokens(config, params, tokenizer.vocab_size, added)
-  return config, params, new, config.vocab_size - rows
-
-
-def read_pretrained_config(path_or_id: str) -> DecoderConfig:
-  """The shape of what `load_pretrained` would load, from its header alone."""
-  return gguf.read_gguf_config(path_or_id) if _is_gguf(path_or_id) else read_config(find_checkpoint(path_or_id))
-
-
-def _is_gguf(path_or_id: str) -> bool:
-  return str(path_or_id).endswith('.gguf')
 
 
 def find_policy(path: str | Path) -> Path:

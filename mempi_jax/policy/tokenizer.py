@@ -178,6 +178,10 @@ class Tokenizer:
       raise ValueError(f'the tokenizer lacks the control tokens {missing}: Tokenizer.with_control_tokens adds them')
     return self.generate, self.abstain
 
+  def token_ids(self) -> dict[str, int | None]:
+    """What a model's config.json says of the tokenizer."""
+    return {'bos_token_id': self.bos, 'eos_token_id': self.eos, 'pad_token_id': self.pad}
+
   def _missing(self) -> list[str]:
     return [token for token, i in ((GENERATE, self.generate), (ABSTAIN, self.abstain)) if i is None]
 

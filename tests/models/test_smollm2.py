@@ -285,7 +285,8 @@ def test_peak_memory_of_loading(model, tmp_path):
 
 def test_the_file_is_a_policy_as_it_stands(gguf_path):
   """Straight from the GGUF file to a guidance policy that decides and writes, with rows of its own for the decisions."""
-  from mempi_jax.policy.policy import GuidancePolicy, load_pretrained
+  from mempi_jax.policy.policy import GuidancePolicy
+  from mempi_jax.policy.pretrained import load_pretrained
 
   config, params, tokenizer, grown = load_pretrained(str(gguf_path))
   assert (grown, config.vocab_size) == (2, 49154) and tokenizer.decisions == (49152, 49153)
