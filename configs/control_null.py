@@ -5,7 +5,7 @@
 The agent samples, every branch with a seed of its own, so outcomes vary and Δ is noise. There is no length term: it would be an effect.
 The control can see: its foil, configs/control_null_sign.py, must fail.
 
-Commit 5d2e979, five seeds: passed; no mean P(GENERATE) moved by more than 0.020, the gap grew by at most 0.025 (mean +0.003).
+Commit 9c430aa, five seeds: passed; no mean P(GENERATE) moved by more than 0.026, the gap grew by at most 0.005 (mean -0.001).
 """
 
 from pathlib import Path
