@@ -11,7 +11,7 @@ setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=find_packages(include=['mempi_jax', 'mempi_jax.*']),
-  package_data={'mempi_jax': ['assets/**/*']},
+  package_data={'mempi_jax': ['assets/**/*', 'bench/peers/install.sh']},
   install_requires=[
     'absl-py>=2.1',
     'bm25s>=0.2.14',

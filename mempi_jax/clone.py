@@ -37,6 +37,7 @@ from mempi_jax.policy.score import branch_mask
 from mempi_jax.policy.tokenizer import train_tokenizer
 from mempi_jax.rollout.episode import run_episodes
 from mempi_jax.runtime import files
+from mempi_jax.runtime.host import has_accelerator, keep_freed_memory
 from mempi_jax.runtime.metrics import progress
 from mempi_jax.runtime.optim import make_optimizer
 from mempi_jax.runtime.rng import host_seed, step_key
@@ -45,6 +46,8 @@ from mempi_jax.types import Decision, Guidance, Task
 
 def main(arguments: Sequence[str]) -> None:
   """Entry point; see the top of this file."""
+  if not has_accelerator():
+    keep_freed_memory()  # before JAX starts
   options, config = parse_command_line(argparse.ArgumentParser(prog='python -m mempi_jax.clone', description=__doc__), arguments)
   workdir = files.ensure_writable(options.workdir)
   started = time.monotonic()

@@ -46,6 +46,7 @@ from mempi_jax.policy.pretrained import load_pretrained, read_pretrained_config
 from mempi_jax.policy.score import score_rows
 from mempi_jax.runtime import files
 from mempi_jax.runtime.checkpoint import Checkpointer
+from mempi_jax.runtime.host import has_accelerator, keep_freed_memory
 from mempi_jax.runtime.metrics import MetricWriter, progress, read_metrics
 from mempi_jax.runtime.optim import make_optimizer
 from mempi_jax.runtime.rng import step_key
@@ -328,6 +329,8 @@ def run_control(config: FrozenConfigDict, workdir: Path) -> Verdict:
 @report_errors
 def main(arguments: Sequence[str]) -> None:
   """The command."""
+  if not has_accelerator():
+    keep_freed_memory()  # before JAX starts
   parsed, config = parse_command_line(argparse.ArgumentParser(description=__doc__.split('\n')[0]), arguments)
   if not config.control.seeds:
     train(config, parsed.workdir)

@@ -28,6 +28,7 @@ FLOORS = [
   {'rollout'},
   {'experience'},  # the bank: memories retrieve from it, sources learn from it
   {'memory', 'sources', 'evals'},
+  {'bench'},
 ]
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks; the command is `python -m mempi_jax.bench`, see __main__.py."""

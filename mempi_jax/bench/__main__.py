@@ -1,0 +1,118 @@
+"""Benchmarks: `python -m mempi_jax.bench NAME`.
+
+    python -m mempi_jax.bench simulator --games PATH
+
+plays the same commands in the real ALFWorld engine, as it is installed, and in the simulator, in turns and in one run, and prints the steps per
+second of both, resets included, and their ratio: median and range over the repeats.
+
+    python -m mempi_jax.bench sft [--vs torch]
+
+measures supervised fine-tuning of a decoder (sft.py), alone or beside a peer.
+
+Peers run in Pythons of their own, one at a time. `bash mempi_jax/bench/peers/install.sh DIR` makes those Pythons, `--peers DIR` names
+them; PyTorch may also be installed beside this package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from mempi_jax.bench import sft
+from mempi_jax.bench.models import QWEN2_5M
+from mempi_jax.bench.simulator import bench_simulator, print_simulator
+from mempi_jax.bench.turns import find_python, parse_peers
+from mempi_jax.envs.alfworld.engine import engine_available
+from mempi_jax.models.attention import IMPLEMENTATIONS
+from mempi_jax.models.decoder import REMAT
+from mempi_jax.models.presets import PRESETS
+from mempi_jax.runtime import files
+from mempi_jax.runtime.host import has_accelerator, keep_freed_memory
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command; returns its exit status."""
+  parser = argparse.ArgumentParser(prog='python -m mempi_jax.bench', description='Benchmarks.')
+  commands = parser.add_subparsers(dest='benchmark', required=True)
+  add_simulator(commands)
+  add_sft(commands)
+  for command in commands.choices.values():
+    command.add_argument('--repeats', type=int, default=5)
+    command.add_argument('--seed', type=int, default=0)
+    command.add_argument('--output', help='also write the figures to this JSON file')
+  arguments = parser.parse_args(argv)
+  try:
+    result = arguments.run(arguments)
+  except (OSError, ValueError) as error:
+    parser.error(str(error))
+  arguments.show(result)
+  if arguments.output:
+    files.write_json(arguments.output, result)
+  return 0
+
+
+def add_simulator(commands: argparse._SubParsersAction) -> None:
+  """The simulator's options."""
+  parser = commands.add_parser('simulator', help='the ALFWorld simulator beside the real engine')
+  parser.add_argument('--games', required=True, help='a folder of game.tw-pddl files, a .jsonl or .jsonl.xz file, or generated:HOUSEHOLD')
+  parser.add_argument('--count', type=int, default=4, help='how many games (default 4)')
+  parser.add_argument('--random-steps', type=int, default=20, help='random commands after the walk (default 20)')
+
+  def run(arguments: argparse.Namespace) -> dict[str, object]:
+    if arguments.count < 1 or arguments.repeats < 1 or arguments.random_steps < 0:
+      raise ValueError('--count and --repeats must be at least 1, --random-steps must not be negative')
+    available = engine_available()
+    if available is not True:
+      raise ValueError(f'the real ALFWorld engine is not available: {available}')
+    return bench_simulator(arguments)
+
+  parser.set_defaults(run=run, show=print_simulator)
+
+
+def add_peers(parser: argparse.ArgumentParser, known: Sequence[str]) -> None:
+  """The options of a benchmark that may run beside peers."""
+  parser.add_argument('--vs', default='', metavar='NAME,...', help=f'also measure these, on a CPU in float32: some of {", ".join(known)}')
+  parser.add_argument('--peers', metavar='DIR', help='where install.sh made the Pythons of peers')
+
+
+def start_peers(arguments: argparse.Namespace, known: Sequence[str]) -> bool:
+  """Parses --vs, looks for its Pythons, and makes this process ready for JAX; whether its C library keeps freed memory from now on."""
+  arguments.vs = parse_peers(arguments.vs, known) if arguments.vs else ()
+  memory_kept = (bool(arguments.vs) or not has_accelerator()) and keep_freed_memory()  # before the next line starts JAX
+  if arguments.vs and jax.default_backend() != 'cpu':
+    raise ValueError(f'--vs compares float32 on a CPU, found JAX on {jax.default_backend()}; set JAX_PLATFORMS=cpu')
+  for name in arguments.vs:
+    find_python(name, arguments.peers)
+  return memory_kept
+
+
+def add_sft(commands: argparse._SubParsersAction) -> None:
+  """The fine-tuning's options."""
+  parser = commands.add_parser('sft', help='supervised fine-tuning, alone or beside PyTorch')
+  add_peers(parser, sft.PEERS)
+  parser.add_argument(
+    '--model', default=QWEN2_5M, help=f'{QWEN2_5M} (default), {", ".join(PRESETS)}, or a folder whose config.json is read'
+  )
+  parser.add_argument('--batch-size', type=int, default=8, help='rows a step (default 8)')
+  parser.add_argument('--length', type=int, default=256, help='tokens a row (default 256)')
+  parser.add_argument('--steps', type=int, default=5, help='steps a turn (default 5)')
+  parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32', help='of activations; weights and moments are float32')
+  parser.add_argument('--remat', choices=tuple(REMAT), default='none', help='what is computed again in the backward pass (default none)')
+  parser.add_argument('--scan-layers', action='store_true', help='one compiled layer, scanned')
+  parser.add_argument('--attention', choices=IMPLEMENTATIONS, default='auto')
+
+  def run(arguments: argparse.Namespace) -> dict[str, object]:
+    if min(arguments.batch_size, arguments.steps, arguments.repeats) < 1 or arguments.length < 2:
+      raise ValueError('--batch-size, --steps and --repeats must be at least 1, --length at least 2')
+    if arguments.vs and arguments.dtype != 'float32':
+      raise ValueError(f'--vs compares float32 on a CPU, found {arguments.dtype}')
+    return sft.bench_sft(arguments, start_peers(arguments, sft.PEERS))
+
+  parser.set_defaults(run=run, show=sft.print_sft)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,44 @@
+"""What both ends of a benchmark share: requests and replies as JSON lines, and the random tokens that every side draws alike.
+
+A script reads one request a line from standard input, {"do": NAME, ...arguments}, and answers each with one line, a JSON object. An
+exception ends the script: its traceback is on standard error, where the other end finds it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def draw_tokens(seed: Sequence[int], shape: Sequence[int], vocab_size: int) -> np.ndarray:
+  """Random tokens i32[shape], the same for the same seed in every process."""
+  return np.random.default_rng(list(seed)).integers(0, vocab_size, tuple(shape), dtype=np.int32)
+
+
+class Requests:
+  """A script's end: iterate over the requests, and `reply` to each. There is one a process."""
+
+  def __init__(self):
+    # Replies have standard output for themselves; whatever a library prints, from C too, goes to standard error.
+    self._replies = os.fdopen(os.dup(1), 'w', encoding='utf-8')
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+
+  def __iter__(self) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for line in iter(sys.stdin.readline, ''))
+
+  def reply(self, result: dict[str, Any]) -> None:
+    """Answers the last request."""
+    print(json.dumps(result), file=self._replies, flush=True)
+
+
+def serve(handlers: dict[str, Callable[..., dict[str, Any]]]) -> None:
+  """Answers requests by the handler of their name until standard input ends."""
+  requests = Requests()
+  for request in requests:
+    requests.reply(handlers[request.pop('do')](**request))
