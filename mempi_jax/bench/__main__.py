@@ -9,6 +9,10 @@ second of both, resets included, and their ratio: median and range over the repe
 
 measures supervised fine-tuning of a decoder (sft.py), alone or beside a peer.
 
+    python -m mempi_jax.bench generate [--vs torch,trl,tunix]
+
+measures generation, and whole steps of reinforcement learning (generate.py), alone or beside peers.
+
 Peers run in Pythons of their own, one at a time. `bash mempi_jax/bench/peers/install.sh DIR` makes those Pythons, `--peers DIR` names
 them; PyTorch may also be installed beside this package.
 """
@@ -16,12 +20,13 @@ them; PyTorch may also be installed beside this package.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 import jax
 
-from mempi_jax.bench import sft
+from mempi_jax.bench import generate, sft
 from mempi_jax.bench.models import QWEN2_5M
 from mempi_jax.bench.simulator import bench_simulator, print_simulator
 from mempi_jax.bench.turns import find_python, parse_peers
@@ -32,6 +37,8 @@ from mempi_jax.models.presets import PRESETS
 from mempi_jax.runtime import files
 from mempi_jax.runtime.host import has_accelerator, keep_freed_memory
 
+BUSY = 0.5  # a load average above which comparisons are not to be trusted
+
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The command; returns its exit status."""
@@ -39,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   commands = parser.add_subparsers(dest='benchmark', required=True)
   add_simulator(commands)
   add_sft(commands)
+  add_generate(commands)
   for command in commands.choices.values():
     command.add_argument('--repeats', type=int, default=5)
     command.add_argument('--seed', type=int, default=0)
@@ -86,6 +94,8 @@ def start_peers(arguments: argparse.Namespace, known: Sequence[str]) -> bool:
     raise ValueError(f'--vs compares float32 on a CPU, found JAX on {jax.default_backend()}; set JAX_PLATFORMS=cpu')
   for name in arguments.vs:
     find_python(name, arguments.peers)
+  if arguments.vs and (load := os.getloadavg()[0]) > BUSY:
+    print(f'warning: this machine is busy (load average {load:.1f}); such figures mean little, and PyTorch suffers most', file=sys.stderr)
   return memory_kept
 
 
@@ -103,6 +113,7 @@ def add_sft(commands: argparse._SubParsersAction) -> None:
   parser.add_argument('--remat', choices=tuple(REMAT), default='none', help='what is computed again in the backward pass (default none)')
   parser.add_argument('--scan-layers', action='store_true', help='one compiled layer, scanned')
   parser.add_argument('--attention', choices=IMPLEMENTATIONS, default='auto')
+  parser.add_argument('--compile', action='store_true', help='with --vs: PyTorch also with torch.compile (needs a C++ compiler)')
 
   def run(arguments: argparse.Namespace) -> dict[str, object]:
     if min(arguments.batch_size, arguments.steps, arguments.repeats) < 1 or arguments.length < 2:
@@ -112,6 +123,30 @@ def add_sft(commands: argparse._SubParsersAction) -> None:
     return sft.bench_sft(arguments, start_peers(arguments, sft.PEERS))
 
   parser.set_defaults(run=run, show=sft.print_sft)
+
+
+def add_generate(commands: argparse._SubParsersAction) -> None:
+  """The options of generation and of reinforcement learning."""
+  parser = commands.add_parser('generate', help='generation and steps of reinforcement learning, alone or beside PyTorch, TRL, Tunix')
+  add_peers(parser, generate.PEERS)
+  parser.add_argument(
+    '--model', default=QWEN2_5M, help=f'{QWEN2_5M} (default), {", ".join(PRESETS)}, or a folder whose config.json is read'
+  )
+  parser.add_argument('--rows', type=int, nargs='*', default=[1, 16, 64], help='numbers of prompts (default 1 16 64; none: no generation)')
+  parser.add_argument('--length', type=int, default=128, help='tokens of a prompt (default 128)')
+  parser.add_argument('--new', type=int, default=64, help='new tokens a prompt or completion (default 64)')
+  parser.add_argument('--steps', type=int, default=2, help='steps of reinforcement learning a turn (default 2; 0: none)')
+  parser.add_argument('--prompts', type=int, default=2, help='prompts a step (default 2)')
+  parser.add_argument('--branches', type=int, default=8, help='completions a prompt (default 8)')
+
+  def run(arguments: argparse.Namespace) -> dict[str, object]:
+    if min(arguments.length, arguments.new, arguments.repeats, arguments.prompts, *arguments.rows) < 1 or arguments.steps < 0:
+      raise ValueError('--rows, --length, --new, --prompts and --repeats must be at least 1, --steps must not be negative')
+    if arguments.branches < 2:
+      raise ValueError(f'--branches must be at least 2, found {arguments.branches}: advantages compare completions of one prompt')
+    return generate.bench_generate(arguments, start_peers(arguments, generate.PEERS))
+
+  parser.set_defaults(run=run, show=generate.print_generate)
 
 
 if __name__ == '__main__':

@@ -1,13 +1,17 @@
-"""The models that the benchmarks run, the arithmetic of a training step, and what devices can do at most."""
+"""The models that the benchmarks run, their optimizer, the arithmetic of a training step, and what devices can do at most."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import optax
+from ml_collections import ConfigDict
+
 from mempi_jax.models.decoder import DecoderConfig
 from mempi_jax.models.hf import read_config
 from mempi_jax.models.presets import PRESETS, preset
+from mempi_jax.runtime.optim import make_optimizer, optimizer_fields
 
 QWEN2_5M = 'qwen2-5m'  # 5,050,624 parameters, 2,097,152 of them the embedding's
 VOCAB_SIZE = 8192  # of named models; random tokens need no tokenizer
@@ -60,3 +64,9 @@ def flops_per_token(config: DecoderConfig, num_params: int, length: int) -> floa
 def peak_flops(device_kind: str) -> float | None:
   """The bfloat16 peak of a device, or None where it is not known."""
   return next((peak for pattern, peak in PEAK_FLOPS.items() if re.search(pattern, device_kind)), None)
+
+
+def make_adamw(learning_rate: float, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
+  """AdamW as the package makes it, with a constant learning rate."""
+  settings = {'name': 'adamw', 'learning_rate': learning_rate, 'weight_decay': weight_decay, 'clip_norm': clip_norm}
+  return make_optimizer(ConfigDict(optimizer_fields().to_dict() | settings), num_steps=1)

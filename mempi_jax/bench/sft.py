@@ -2,7 +2,8 @@
 
 Whole training steps are measured (forward, next-token loss over all tokens, backward, clipping, AdamW) on one device, in tokens a second.
 PyTorch trains the same model, from the same files, on the same tokens with the same optimizer, in a process of its own; both must compute
-the same losses before anything is measured. It runs twice, once as it comes and once with a C library that keeps freed memory, as ours does.
+the same losses before anything is measured. It runs twice, once as it comes and once with a C library that keeps freed memory, as ours does;
+with `--compile` both also with torch.compile.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import os
 import platform
 import tempfile
@@ -23,18 +25,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
-from mempi_jax.bench.models import flops_per_token, named_model, peak_flops
+from mempi_jax.bench.models import flops_per_token, make_adamw, named_model, peak_flops
 from mempi_jax.bench.peers.protocol import draw_tokens
-from mempi_jax.bench.turns import SCRIPTS, Peer, find_python, format_figure, num_cpus, summary, take_turns, turns_bar
+from mempi_jax.bench.turns import KEPT, OURS, Peer, format_figure, num_cpus, start_peer, summary, take_turns, turns_bar
 from mempi_jax.losses.next_token import next_token_loss
 from mempi_jax.models.decoder import Decoder, DecoderConfig, count_params, init_params, output_matrix, stack_layers
 from mempi_jax.models.hf import save_model
-from mempi_jax.runtime.optim import make_optimizer, optimizer_fields
 
 PEERS = ('torch',)
-OURS, KEPT = 'mempi_jax', ', memory kept'
+COMPILED = ', compiled'
 WARMUP_STEPS = 3  # the first one compiles
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-3, 0.01, 1.0
 
@@ -44,12 +44,6 @@ def model_loss(config: DecoderConfig, params: Any, tokens: jax.Array) -> jax.Arr
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
   hidden = Decoder(config).apply({'params': params}, tokens, positions, None)
   return next_token_loss(output_matrix(params), hidden, tokens, jnp.ones(tokens.shape))
-
-
-def make_adamw(learning_rate: float, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
-  """AdamW as the package makes it, with a constant learning rate."""
-  settings = {'name': 'adamw', 'learning_rate': learning_rate, 'weight_decay': weight_decay, 'clip_norm': clip_norm}
-  return make_optimizer(ConfigDict(optimizer_fields().to_dict() | settings), num_steps=1)
 
 
 class JaxTraining:
@@ -85,10 +79,10 @@ class JaxTraining:
 class PeerTraining:
   """Their side: `JaxTraining.train` in a child process, from the same model's folder."""
 
-  def __init__(self, peer: Peer, folder: str):
+  def __init__(self, peer: Peer, folder: str, compiled: bool):
     self.peer = peer
     self.versions = peer.ask('load', folder=folder, threads=num_cpus())['versions']
-    peer.ask('optimize', learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM)
+    peer.ask('optimize', compiled=compiled, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM)
 
   def train(self, seed: Sequence[int], shape: Sequence[int]) -> tuple[float, list[float]]:
     """As `JaxTraining.train`."""
@@ -123,10 +117,9 @@ def bench_sft(arguments: argparse.Namespace, memory_kept: bool) -> dict[str, Any
       folder = stack.enter_context(tempfile.TemporaryDirectory())
       save_model(folder, config, params)
     for name in arguments.vs:
-      python = find_python(name, arguments.peers)
-      for keep in (False, True) if memory_kept else (False,):
-        peer = stack.enter_context(Peer(name, python, SCRIPTS / f'{name}_peer.py', keep_memory=keep))
-        side = sides[name + KEPT * keep] = PeerTraining(peer, folder)
+      for compiled, keep in itertools.product((False, True) if arguments.compile else (False,), (False, True) if memory_kept else (False,)):
+        peer = stack.enter_context(start_peer(name, arguments.peers, keep))
+        side = sides[name + COMPILED * compiled + KEPT * keep] = PeerTraining(peer, folder, compiled)
         versions |= side.versions
     losses = {name: side.train((arguments.seed, 0), (WARMUP_STEPS, *shape))[1] for name, side in sides.items()}
     if not np.isfinite(losses[OURS]).all():
@@ -181,4 +174,4 @@ def print_sft(result: dict[str, Any]) -> None:
   for name, figure in result['figures'].items():
     ratio = name.startswith('ratio')
     unit, factor, digits = ('x', 1, 2) if ratio else ('% of peak', 100, 1) if name == 'utilisation' else ('tokens/s', 1, 0)
-    print(f'{name:28} {format_figure(figure, digits, factor)} {unit}')
+    print(f'{name:38} {format_figure(figure, digits, factor)} {unit}')

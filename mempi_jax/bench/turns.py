@@ -23,6 +23,8 @@ INSTALL = 'bash mempi_jax/bench/peers/install.sh'
 # A peer's name -> the packages that its Python must have.
 PEERS = {'torch': ('torch', 'transformers'), 'trl': ('trl',), 'tunix': ('tunix',)}
 
+OURS, KEPT = 'mempi_jax', ', memory kept'  # names of sides, and what is added where a peer's C library keeps freed memory
+
 REST = 0.3  # seconds between turns, for thread pools that spin before they sleep
 TIMEOUT = 600.0  # seconds until a peer that does not answer is given up
 TAIL = 20  # lines of a peer's standard error in messages
@@ -136,6 +138,11 @@ class Peer:
         stream.close()
       except OSError:
         pass  # what it never read
+
+
+def start_peer(name: str, folder: str | None, keep_memory: bool = False) -> Peer:
+  """The script of a peer in the Python that `find_python` finds for it."""
+  return Peer(name, find_python(name, folder), SCRIPTS / f'{name}_peer.py', keep_memory=keep_memory)
 
 
 def take_turns(

@@ -46,7 +46,52 @@ def test_sft_benchmark(options, capsys, tmp_path):
   assert 'tokens/s' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('kept', [False, pytest.param(True, marks=pytest.mark.slow)])
+FAKE = """
+import sys
+sys.path.insert(0, {scripts!r})
+from protocol import serve
+serve({{
+  'load': lambda folder, threads: {{'versions': {{'torch': '0'}}}},
+  'optimize': lambda compiled, **settings: {{}},
+  'train': lambda seed, shape: {{'seconds': float(1 + seed[-1]), 'losses': [{loss}] * shape[0]}},
+}})
+"""
+
+
+class OurTraining:
+  """Our side without the work: always 4 seconds, always the same loss."""
+
+  def __init__(self, config, params):
+    pass
+
+  def train(self, seed, shape):
+    return 4.0, [2.0] * shape[0]
+
+
+def test_sft_beside_a_peer(monkeypatch, capsys, tmp_path):
+  scripts = turns.SCRIPTS
+  monkeypatch.setattr(turns, 'SCRIPTS', tmp_path)
+  monkeypatch.setattr(turns, 'PEERS', {'torch': ()})
+  monkeypatch.setattr(sft, 'JaxTraining', OurTraining)
+  monkeypatch.setattr(command, 'keep_freed_memory', lambda: True)
+  small = ['sft', '--vs', 'torch', '--model', 'dummy', '--batch-size', '2', '--length', '8', '--steps', '3', '--repeats', '2', '--compile']
+  (tmp_path / 'torch_peer.py').write_text(FAKE.format(scripts=str(scripts), loss=2.0))
+  assert main([*small, '--output', str(tmp_path / 'b.json')]) == 0
+  result = json.loads((tmp_path / 'b.json').read_text())
+  figures, peers = result['figures'], ['torch', 'torch, memory kept', 'torch, compiled', 'torch, compiled, memory kept']
+  assert set(figures) == {'mempi_jax', *peers, *(f'ratio to {name}' for name in peers)}
+  assert figures['torch'] == {'median': 20.0, 'min': 16.0, 'max': 24.0}  # 48 tokens in 2 s, then in 3 s
+  assert figures['ratio to torch, memory kept'] == {'median': 0.625, 'min': 0.5, 'max': 0.75}
+  assert result['versions']['torch'] == '0' and result['memory_kept'] is True
+  assert 'ratio to torch, compiled' in capsys.readouterr().out
+  (tmp_path / 'torch_peer.py').write_text(FAKE.format(scripts=str(scripts), loss=2.1))
+  with pytest.raises(SystemExit):
+    main(small)
+  assert 'the two sides do not do the same work' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kept', [False, True])
 def test_sft_beside_torch_does_the_same_work(kept, monkeypatch, tmp_path):
   pytest.importorskip('torch')
   monkeypatch.setattr(command, 'keep_freed_memory', lambda: kept)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,13 @@ def draw_tokens(seed: Sequence[int], shape: Sequence[int], vocab_size: int) -> n
   return np.random.default_rng(list(seed)).integers(0, vocab_size, tuple(shape), dtype=np.int32)
 
 
+def reward(completion: Sequence[int]) -> float:
+  """What reinforcement learning is given to climb: the share of even tokens."""
+  return sum(token % 2 == 0 for token in completion) / max(len(completion), 1)
+
+
 class Requests:
-  """A script's end: iterate over the requests, and `reply` to each. There is one a process."""
+  """A script's end: `next` request, `reply`, and so on. There is one a process."""
 
   def __init__(self):
     # Replies have standard output for themselves; whatever a library prints, from C too, goes to standard error.
@@ -29,8 +34,10 @@ class Requests:
     os.dup2(2, 1)
     sys.stdout = sys.stderr
 
-  def __iter__(self) -> Iterator[dict[str, Any]]:
-    return (json.loads(line) for line in iter(sys.stdin.readline, ''))
+  def next(self) -> dict[str, Any] | None:
+    """The next request; None when there will be no more."""
+    line = sys.stdin.readline()
+    return json.loads(line) if line else None
 
   def reply(self, result: dict[str, Any]) -> None:
     """Answers the last request."""
@@ -40,5 +47,5 @@ class Requests:
 def serve(handlers: dict[str, Callable[..., dict[str, Any]]]) -> None:
   """Answers requests by the handler of their name until standard input ends."""
   requests = Requests()
-  for request in requests:
+  while (request := requests.next()) is not None:
     requests.reply(handlers[request.pop('do')](**request))
