@@ -32,6 +32,8 @@ def get_config() -> ConfigDict:
   config.agent.max_action_tokens = 12
   config.agent.temperature = 0.5
   config.agent.batch_size = 256  # episodes side by side
+  config.agent.weights = 'float32'  # or 'int8': the layers' matrices rounded
+  config.agent.cache = 'model'  # of its keys and values: the dtype that it computes in; or 'int8'
 
   config.policy = ConfigDict()
   config.policy.init = 'agent'  # or 'random', or a pretrained model: a folder in Hugging Face format, a hub id, or a .gguf file
@@ -39,6 +41,7 @@ def get_config() -> ConfigDict:
   config.policy.template = 'plain'  # or 'chat', for models that were trained to chat
   config.policy.max_prompt = 80
   config.policy.max_content = 16
+  config.policy.batch_size = 256  # contents that are written side by side
   config.policy.param_dtype = 'float32'  # what is stored and trained; with dtype bfloat16, float32 here are the master weights
   config.policy.dtype = 'float32'  # of activations
   config.policy.attention = 'auto'  # or xla, cudnn, splash
@@ -113,6 +116,8 @@ def get_config() -> ConfigDict:
   config.eval.rag_key = 'goal_and_observation'
   config.eval.difficulty_runs = 4
   config.eval.replay_episodes = 24
+
+  config.compile_ahead = True  # every program of a stage before its first step; False: each when it is first needed
 
   config.mesh = ConfigDict()
   config.mesh.fsdp = 1

@@ -22,6 +22,7 @@ from mempi_jax.config import load_config
 def get_config() -> ConfigDict:
   """configs/alfworld.py with a shorter stage 2 and fewer games to evaluate on."""
   config = load_config(Path(__file__).with_name('alfworld.py'))
+  config.compile_ahead = False
   config.stage2.updates = 20
   config.stage2.games = 720
   config.stage2.abstain_outcomes = 3

@@ -143,6 +143,7 @@ def initial_policy(world: World) -> GuidancePolicy:
     template=config.template,
     adaptation=adaptation,
     grown=grown,
+    batch_size=config.batch_size,
   )
 
 
@@ -177,6 +178,9 @@ def train_stage2(world: World, policy: GuidancePolicy) -> GuidancePolicy:
   train_games = world.splits[TRAIN_SPLIT]
   runs = [world.tasks(train_games[: config.games], 'stage2', run) for run in range(config.abstain_outcomes)]
   source = RolloutSource(world.runner, make_tasks(runs), policy, config, seed=world.config.seed, folder=folder)
+  print(f'policy: {policy.engine.describe()}')
+  if world.config.compile_ahead:
+    source.warm_up()
   probes = make_probes(world, policy, folder)
   num_steps = config.updates * (1 + config.replay)
 
@@ -277,6 +281,17 @@ def fit(
   params = to_training(jax.tree.map(jax.numpy.array, policy.trained))  # a copy: the update donates its input, and the agent stays frozen
   frozen = put_state(mesh, to_training(policy.frozen) if policy.frozen else {})
   state = put_state(mesh, {'params': params, 'opt_state': optimizer.init(params)})
+  programs: dict[tuple[int, ...], Any] = {}  # by the width of a batch's rows
+
+  def compiled(arrays: dict[str, jax.Array]) -> Any:
+    shape = arrays['tokens'].shape
+    if shape not in programs:
+      programs[shape] = update.lower(state, frozen, arrays).compile()
+    return programs[shape]
+
+  if world.config.compile_ahead:
+    for batch in source.examples():
+      compiled(put_rows(mesh, _arrays(batch)))
   checkpoints = Checkpointer(folder / 'checkpoints')
   first = checkpoints.latest() or 0
   if first:
@@ -289,7 +304,7 @@ def fit(
       batch, metrics = source.next(step, to_policy(state['params']))
       arrays = put_rows(mesh, _arrays(batch))
       for _ in range(inner_epochs):
-        state, trained = update(state, frozen, arrays)
+        state, trained = compiled(arrays)(state, frozen, arrays)
       last = step + 1 == num_steps
       metrics |= {name: float(value) for name, value in trained.items()}
       if last or (step + 1) % config.evaluate_every == 0:

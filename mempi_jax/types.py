@@ -123,16 +123,26 @@ class Env(Protocol):
 
 
 class AgentSession(Protocol):
-  """A batch of running episodes. `act` takes one new observation a row (None: that row is finished) and returns one action a row
-  (None for finished rows, and for rows that ran out of context)."""
+  """Running episodes of one agent, each under a key of the caller's. What the agent has read is owed an action; actions come as they are
+  ready, in any order, so that an episode whose environment is slow holds up no other."""
 
-  def act(self, observations: Sequence[str | None]) -> list[str | None]: ...
+  def start(self, key: int, context: Context, guidance: Guidance, seed: int) -> None:
+    """A new episode: the agent reads its context, its guidance if that generates, and samples with `seed`."""
+
+  def observe(self, key: int, observation: str) -> None:
+    """What the episode's last action brought."""
+
+  def act(self) -> list[tuple[int, str | None]]:
+    """Some of the actions that are owed, at least one if any is; None: the episode ran out of context, and is over."""
+
+  def end(self, key: int) -> None:
+    """The episode is over, or never started."""
 
 
 class Agent(Protocol):
-  """The frozen actor. Row i sees `contexts[i]`, its guidance if that generates, and samples with `seeds[i]`."""
+  """The frozen actor."""
 
-  def begin(self, contexts: Sequence[Context], guidances: Sequence[Guidance], seeds: Sequence[int]) -> AgentSession: ...
+  def begin(self) -> AgentSession: ...
 
 
 class Memory(Protocol):
@@ -174,6 +184,9 @@ class Source(Protocol):
   """Where the trainer's batches come from. `state` is everything that resume needs, as a JSON-able tree."""
 
   def next(self, step: int, params: Any) -> tuple[TrainBatch, dict[str, float]]: ...
+
+  def examples(self) -> list[TrainBatch]:
+    """An empty batch of every shape that `next` may give."""
 
   def state(self) -> dict[str, Any]: ...
 

@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from mempi_jax.agents.altered import alter_agent
-from mempi_jax.agents.lm import LMAgent, checkpoint_hash, load_agent
+from mempi_jax.agents.lm import LMAgent, check_kinds, checkpoint_hash, load_agent
 from mempi_jax.config import ConfigError
 from mempi_jax.envs.alfworld.env import make_env
 from mempi_jax.envs.alfworld.game import Game
@@ -56,7 +56,9 @@ class World:
   def load_policy(self, folder: Path) -> GuidancePolicy:
     """A guidance policy of this run, computed as the config says."""
     config = self.config.policy
-    return load_policy(folder, param_dtype=config.param_dtype, dtype=config.dtype, attention=config.attention, place=self.place)
+    return load_policy(
+      folder, param_dtype=config.param_dtype, dtype=config.dtype, attention=config.attention, batch_size=config.batch_size, place=self.place
+    )
 
   @property
   def place(self) -> Place | None:
@@ -99,29 +101,46 @@ def open_world(config: FrozenConfigDict, workdir: Path, *, remember: bool = Fals
     ConfigError: a field has no such value. FileNotFoundError: no agent checkpoint where the config says. ValueError: the folder holds
       another run. OSError: it cannot be written.
   """
+  try:
+    check_kinds(config.agent.weights, config.agent.cache)
+  except ValueError as error:
+    raise ConfigError(str(error)) from None
   workdir = open_workdir(workdir, config, Path(config.agent.path) if config.agent.path else shipped_agent())
   splits = make_splits(config)
   games = {game.game_id: game for part in splits.values() for game in part}
-  lm = load_agent(
-    workdir / AGENT,
-    context_length=config.agent.context_length,
-    max_action_tokens=config.agent.max_action_tokens,
-    temperature=config.agent.temperature,
-  )
+  lm = _load_lm(config, workdir, config.agent.weights)
   try:
     agent = alter_agent(lm, config.world.guidance_effect, lambda task_id: (games[task_id].room or '', games[task_id].hidden['guidance']))
     new_env = functools.partial(make_env, config.world.backend, games)
   except ValueError as error:
     raise ConfigError(str(error)) from None
+  print(f'agent: {lm.engine.describe()}')  # or MemoryError, before anything is played
   world = World(config, workdir, splits, games, lm.tokenizer, agent, None)
   write_manifest(workdir, _manifest(world))
-  world.runner = Runner(new_env, agent, world.max_steps, config.agent.batch_size, remember=remember)
+  # A real engine is a process that is waited for; the simulator answers at once.
+  workers = config.agent.batch_size if config.world.backend == 'engine' else 0
+  world.runner = Runner(new_env, agent, world.max_steps, config.agent.batch_size, workers=workers, remember=remember)
   return world
 
 
 def agent_lm(world: World) -> LMAgent:
-  """The language model itself, behind whatever the control worlds put before it."""
+  """The language model itself, behind whatever the control worlds put before it, with weights that a policy can start from: not int8."""
+  if world.config.agent.weights == 'int8':
+    return _load_lm(world.config, world.workdir, 'float32')
   return getattr(world.agent, 'agent', world.agent)
+
+
+def _load_lm(config: FrozenConfigDict, workdir: Path, weights: str) -> LMAgent:
+  """The agent in the working folder."""
+  return load_agent(
+    workdir / AGENT,
+    context_length=config.agent.context_length,
+    max_action_tokens=config.agent.max_action_tokens,
+    temperature=config.agent.temperature,
+    batch_size=config.agent.batch_size,
+    weights=weights,
+    cache_kind=config.agent.cache,
+  )
 
 
 def _manifest(world: World) -> dict[str, Any]:
@@ -136,6 +155,8 @@ def _manifest(world: World) -> dict[str, Any]:
     split_sizes={split: len(games) for split, games in world.splits.items()},
     sampler={
       'agent_temperature': config.agent.temperature,
+      'agent_weights': config.agent.weights,
+      'agent_cache': config.agent.cache,
       'policy_temperature': config.eval.temperature,
       'threshold': config.eval.threshold,
     },

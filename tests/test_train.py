@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from mempi_jax import collect as collect_lib
@@ -15,6 +16,7 @@ from mempi_jax import evaluate as evaluate_lib
 from mempi_jax import train as train_lib
 from mempi_jax.runtime import files
 from mempi_jax.runtime.metrics import read_metrics
+from mempi_jax.sources.rollout import RolloutSource
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'quickstart.py'
 SMALL = {
@@ -95,6 +97,33 @@ def test_metrics_of_both_stages(finished):
   assert all('rollout/reward_generate' in line for line in played) and not any('rollout/reward_generate' in line for line in replayed)
   assert all(line['content/kl'] >= 0 for line in played + replayed)  # replayed groups train contents too
   assert {'rollout/success_generate', 'rollout/success_abstain', 'probe/p_generate_easy', 'train/loss'} <= stage2[-1].keys() | stage2[-2].keys()
+
+
+@pytest.fixture
+def compilations():
+  """An entry for every program that is compiled (or read from the compilation cache)."""
+  seen = []
+  listener = lambda name, seconds, **details: seen.append(name) if name.startswith('/jax/core/compile/backend_compile') else None
+  jax.monitoring.register_event_duration_secs_listener(listener)
+  yield seen
+  jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_no_compilation_after_the_first_update(tmp_path, monkeypatch, compilations):
+  played = []
+  real = RolloutSource.next
+
+  def next_batch(self, step, params):
+    played.append(len(compilations))
+    return real(self, step, params)
+
+  monkeypatch.setattr(RolloutSource, 'next', next_batch)
+  train_lib.main(arguments(tmp_path, compile_ahead=True, stage2__updates=6, stage2__evaluate_every=1))
+  assert len(played) == 2 * 6
+  # One update: its rollout, the update, the probes, the checkpoint; and one replay.
+  assert played[2] > 0 and len(compilations) == played[2], compilations[played[2] :]
+  lines = [line for line in read_metrics(tmp_path / 'stage2') if 'rollout/logp_gap' in line]
+  assert len(lines) == 6 and all(0 <= line['rollout/logp_gap'] < 1e-4 for line in lines)
 
 
 def test_a_second_run_changes_nothing(finished, capsys):

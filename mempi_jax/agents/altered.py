@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from mempi_jax.types import Agent, AgentSession, Context, Decision, Guidance
 
@@ -26,13 +26,21 @@ class AlteredAgent:
     """The inner agent's, marked with the rule."""
     return f'{self.agent.fingerprint()}-{self.effect}'
 
-  def begin(self, contexts: Sequence[Context], guidances: Sequence[Guidance], seeds: Sequence[int]) -> AgentSession:
-    """Starts one row an episode, each with its altered guidance."""
-    altered = [
-      self.alter(context, guidance) if guidance.decision is Decision.GENERATE else guidance
-      for context, guidance in zip(contexts, guidances, strict=True)
-    ]
-    return self.agent.begin(contexts, altered, seeds)
+  def begin(self) -> AgentSession:
+    """A session in which every episode starts with its altered guidance."""
+    return AlteredSession(self.agent.begin(), self.alter)
+
+
+class AlteredSession:
+  """A session of the inner agent, but for the guidance."""
+
+  def __init__(self, session: AgentSession, alter: Callable[[Context, Guidance], Guidance]):
+    self.alter, self._start = alter, session.start
+    self.observe, self.act, self.end = session.observe, session.act, session.end
+
+  def start(self, key: int, context: Context, guidance: Guidance, seed: int) -> None:
+    """Starts an episode with its guidance altered, if there is any."""
+    self._start(key, context, self.alter(context, guidance) if guidance.decision is Decision.GENERATE else guidance, seed)
 
 
 def alter_agent(agent: Agent, effect: str, truth: Callable[[str], tuple[str, str]]) -> Agent:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from mempi_jax.inference.engine import Rows
+from mempi_jax.inference.cache import CACHE_DTYPES
+from mempi_jax.inference.engine import Engine, Finish, Request, Ticket
 from mempi_jax.models.decoder import DecoderConfig
 from mempi_jax.models.hf import load_model
+from mempi_jax.models.quantize import quantize_params
 from mempi_jax.models.vocabulary import check_vocabulary
-from mempi_jax.policy.template import NEWLINE, TURN, agent_prompt, agent_turn
+from mempi_jax.policy.template import NEWLINE, agent_prompt, agent_turn
 from mempi_jax.policy.tokenizer import Tokenizer
 from mempi_jax.types import Context, Guidance
 
-BATCH_BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024)
+WEIGHTS = ('float32', 'int8')  # as the checkpoint is read, or its matrices rounded: models/quantize.py
 
 
 class LMAgent:
@@ -34,85 +36,124 @@ class LMAgent:
     context_length: int,
     max_action_tokens: int,
     temperature: float,
+    batch_size: int = 256,
+    weights: str = 'float32',
+    cache_kind: str = 'model',
   ):
+    """Of `params` (unrolled layout) it keeps what it generates with: `weights`, of `WEIGHTS`, says how; `cache_kind`: see `Engine`.
+
+    `batch_size` episodes have a place in the cache side by side; more may run, and wait for one.
+    """
+    check_kinds(weights, cache_kind)
     check_vocabulary(config.vocab_size, tokenizer.vocab_size)
-    self.config, self.params, self.tokenizer = config, params, tokenizer
+    self.config, self.tokenizer, self.batch_size = config, tokenizer, batch_size
+    self.params = quantize_params(params) if weights == 'int8' else params
     self.context_length, self.max_action_tokens, self.temperature = context_length, max_action_tokens, temperature
+    self.weights, self.cache_kind = weights, cache_kind
+
+  @functools.cached_property
+  def engine(self) -> Engine:
+    """What it generates with: made when it is first needed, and kept."""
+    return Engine(self.config, self.params, slots=self.batch_size, max_length=self.context_length, cache_kind=self.cache_kind)
 
   def fingerprint(self) -> str:
     """Hash of everything that decides what this agent does: part of the abstain cache's key and of the manifest."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(self.params):
       digest.update(np.asarray(leaf).tobytes())
-    limits = (self.context_length, self.max_action_tokens, self.temperature)
-    digest.update(repr((self.config, self.tokenizer.fingerprint(), *limits)).encode())
+    settings = (self.context_length, self.max_action_tokens, self.temperature, self.weights, self.cache_kind)
+    digest.update(repr((self.config, self.tokenizer.fingerprint(), *settings)).encode())
     return digest.hexdigest()[:16]
 
-  def begin(self, contexts: Sequence[Context], guidances: Sequence[Guidance], seeds: Sequence[int]) -> LMAgentSession:
-    """Starts one row an episode."""
-    prompts = [agent_prompt(self.tokenizer, c, g) for c, g in zip(contexts, guidances, strict=True)]
-    return LMAgentSession(self, prompts, seeds)
+  def begin(self) -> LMAgentSession:
+    """A session without episodes. What earlier ones left in the cache is forgotten: its actions are a function of its episodes alone."""
+    self.engine.forget()
+    return LMAgentSession(self)
 
 
 class LMAgentSession:
-  """A batch of running episodes of an `LMAgent`. Finished rows leave the batch when half of it is idle."""
+  """Running episodes of an `LMAgent`: each one's transcript goes on in its slot of the engine, token in, token out."""
 
-  def __init__(self, agent: LMAgent, prompts: list[list[int]], seeds: Sequence[int]):
+  def __init__(self, agent: LMAgent):
     self.agent = agent
-    self.waiting: list[list[int] | None] = [list(prompt) for prompt in prompts]
-    self.seeds = [int(seed) for seed in seeds]
     self.newline = agent.tokenizer.encode(NEWLINE)[-1]
-    self.turn = agent.tokenizer.encode(TURN)
-    self.slots = list(range(len(prompts)))  # slots[i]: the episode that row i of the cache runs
-    size = next((b for b in BATCH_BUCKETS if b >= len(prompts)), len(prompts))
-    self.rows = Rows(agent.config, agent.params, size, agent.context_length)
-    self.slots += [-1] * (size - len(prompts))
-    self.last: list[list[int]] = [[] for _ in prompts]
+    self.transcripts: dict[int, list[int]] = {}
+    self.seeds: dict[int, int] = {}
+    self.tickets: dict[int, Ticket] = {}  # of the actions that are owed
+    self.full: list[int] = []  # episodes out of context that nobody was told of yet
 
-  def act(self, observations: Sequence[str | None]) -> list[str | None]:
-    """One action a row. On the first call the observations are already part of the prompts and only say which rows are alive."""
-    agent = self.agent
-    chunks: list[list[int]] = []
-    for episode, observation in enumerate(observations):
-      if observation is None:
-        chunks.append([])
-      elif self.waiting[episode] is not None:
-        chunks.append(self.waiting[episode])
-        self.waiting[episode] = None
-      else:
-        end = self.last[episode][-1:]
-        chunks.append([*end, *([] if end == [self.newline] else [self.newline]), *agent_turn(agent.tokenizer, observation)])
-    self._compact([episode for episode, chunk in enumerate(chunks) if chunk])
-    per_slot: list[list[int]] = []
-    for row, episode in enumerate(self.slots):
-      chunk = chunks[episode] if episode >= 0 else []
-      fits = self.rows.lengths[row] + len(chunk) + agent.max_action_tokens <= agent.context_length
-      per_slot.append(chunk if fits else [])
-    actions: list[str | None] = [None] * len(observations)
-    if any(per_slot):
-      seeds = [self.seeds[episode] if episode >= 0 else 0 for episode in self.slots]
-      out = self.rows.generate(per_slot, seeds, max_new=agent.max_action_tokens, stop=self.newline, temperature=agent.temperature)
-      for row, episode in enumerate(self.slots):
-        if per_slot[row]:
-          self.last[episode] = out.tokens[row]
-          actions[episode] = ' '.join(agent.tokenizer.decode(out.tokens[row]).split())
+  def start(self, key: int, context: Context, guidance: Guidance, seed: int) -> None:
+    """See `types.AgentSession`."""
+    self.transcripts[key], self.seeds[key] = agent_prompt(self.agent.tokenizer, context, guidance), int(seed)
+    self._ask(key)
+
+  def observe(self, key: int, observation: str) -> None:
+    """See `types.AgentSession`."""
+    transcript = self.transcripts[key]
+    if transcript[-1] != self.newline:
+      transcript.append(self.newline)
+    transcript += agent_turn(self.agent.tokenizer, observation)
+    self._ask(key)
+
+  def act(self) -> list[tuple[int, str | None]]:
+    """See `types.AgentSession`."""
+    actions: list[tuple[int, str | None]] = [(key, None) for key in self.full]
+    self.full = []
+    while not actions and self.tickets:
+      self.agent.engine.step()
+      for key, ticket in [(key, ticket) for key, ticket in self.tickets.items() if ticket.result is not None]:
+        del self.tickets[key]
+        if ticket.result.finish is Finish.ERROR:
+          raise FloatingPointError(ticket.result.error)
+        self.transcripts[key] += ticket.result.tokens
+        actions.append((key, ' '.join(self.agent.tokenizer.decode(list(ticket.result.tokens)).split())))
     return actions
 
-  def _compact(self, alive: list[int]) -> None:
-    """Halves the batch as long as half of its rows are idle."""
-    size = len(self.slots)
-    while size > BATCH_BUCKETS[0] and len(alive) <= size // 2:
-      size //= 2
-    if size < len(self.slots):
-      running = set(alive)
-      keep = [row for row, episode in enumerate(self.slots) if episode in running]
-      spare = [row for row, episode in enumerate(self.slots) if episode not in running][: size - len(keep)]
-      self.rows.select(keep + spare)
-      self.slots = [self.slots[row] for row in keep] + [-1] * len(spare)
+  def end(self, key: int) -> None:
+    """See `types.AgentSession`."""
+    self.agent.engine.close_session((id(self), key))
+    for part in (self.transcripts, self.seeds):
+      part.pop(key, None)
+    self.full = [other for other in self.full if other != key]
+    if ticket := self.tickets.pop(key, None):
+      ticket.cancel()
+
+  def _ask(self, key: int) -> None:
+    """Queues the next action, if it fits into the context."""
+    agent, transcript = self.agent, self.transcripts[key]
+    if len(transcript) + agent.max_action_tokens > agent.context_length:
+      self.full.append(key)
+      return
+    request = Request(
+      list(transcript),
+      agent.max_action_tokens,
+      seed=self.seeds[key],
+      temperature=agent.temperature,
+      stop=((self.newline,),),
+      session=(id(self), key),
+    )
+    self.tickets[key] = agent.engine.submit(request)
 
 
-def load_agent(folder: str | Path, *, context_length: int, max_action_tokens: int, temperature: float) -> LMAgent:
-  """An agent from a folder with config.json, model.safetensors and tokenizer.json. Errors: see `load_model`."""
+def check_kinds(weights: str, cache_kind: str) -> None:
+  """Raises ValueError for a kind of weights or of cache that there is not, naming those there are."""
+  for name, kind, known in (('weights', weights, WEIGHTS), ('cache', cache_kind, CACHE_DTYPES)):
+    if kind not in known:
+      raise ValueError(f"the agent's {name} {kind!r}: expected one of {', '.join(known)}")
+
+
+def load_agent(
+  folder: str | Path,
+  *,
+  context_length: int,
+  max_action_tokens: int,
+  temperature: float,
+  batch_size: int = 256,
+  weights: str = 'float32',
+  cache_kind: str = 'model',
+) -> LMAgent:
+  """An agent from a folder with config.json, model.safetensors and tokenizer.json. Errors: see `load_model`, `check_kinds`."""
+  check_kinds(weights, cache_kind)
   config, params = load_model(folder)
   return LMAgent(
     config,
@@ -121,6 +162,9 @@ def load_agent(folder: str | Path, *, context_length: int, max_action_tokens: in
     context_length=context_length,
     max_action_tokens=max_action_tokens,
     temperature=temperature,
+    batch_size=batch_size,
+    weights=weights,
+    cache_kind=cache_kind,
   )
 
 

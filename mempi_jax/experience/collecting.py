@@ -34,11 +34,10 @@ def play_to_log(runner: Runner, tasks: Sequence[Task], path: Path, description: 
   if done != expected[: len(done)]:
     raise ValueError(f'{path} holds episodes of other tasks than this run plays; use another --workdir')
   with files.JsonlLog(path) as log, progress(len(tasks), description, initial=len(done)) as bar:
-    for start in range(len(done), len(tasks), runner.batch_size):
-      part = tasks[start : start + runner.batch_size]
-      for episode in runner.run(part, abstained(len(part))):
-        log.append(episode_record(episode))
-      bar.update(len(part))
+    left = tasks[len(done) :]
+    for episode in runner.stream(left, abstained(len(left))):
+      log.append(episode_record(episode))
+      bar.update()
 
 
 def collect_bank(runner: Runner, tasks: Sequence[Task], folder: Path, test_games: Collection[str]) -> list[BankEntry]:

@@ -1,216 +1,683 @@
-"""Batched generation with a key-value cache that lives over turns: only what is new is ever computed (prefill and decode).
+"""The generation engine: continuous batching over a fixed number of slots, each with its own stretch of the key-value cache.
 
-A `Rows` object holds B running transcripts. Each call appends a chunk of tokens a row, then samples up to a stop token. A sample
-depends on its row's seed and position alone, not on which rows share the batch. Shapes are bucketed, so that a run compiles a
-handful of programs and no more.
+A request is a whole transcript and how to go on from it. What of the transcript a slot holds already is not computed again, wherever that
+comes from: the request's own session (an episode's earlier turns), or another request with the same beginning (a group's prompt, a
+common instruction), whose cache is copied. Slots are given to requests as they come free; a session that loses its slot is read anew when
+it comes back. A sample depends on its request's seed and on positions in its transcript alone. See plan.py for shapes, programs.py for
+what runs on the device.
+
+    engine = Engine(config, params, slots=64, max_length=512)
+    results = engine.generate([Request(prompt=ids, max_new=32, seed=i) for i, ids in enumerate(prompts)])
+
+or, where requests come and go: `ticket = engine.submit(request)`, then `engine.step()` until `ticket.result` is there.
 """
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
-import functools
-from collections.abc import Sequence
+import enum
+import os
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from mempi_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
+from mempi_jax.inference import cache, programs
+from mempi_jax.inference.plan import Plan, make_plan
+from mempi_jax.inference.programs import Drawn, Sampling
+from mempi_jax.models.decoder import DecoderConfig
 
-CACHE_BUCKET = 256  # a cache grows in steps of this many tokens: each length is a program of its own, and costs more to compile than to pad
-TAIL_SHARE, MIN_TAIL_ROWS = 8, 8  # at most B / 8 rows (or 8) have the tails of their chunks computed apart
-CHUNK_BUCKETS = (1, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+MAX_STOPS, STOP_LENGTH, MAX_FORCED = 4, 8, 8
+MIN_SHARED = 16  # a shorter common beginning is not worth a copy
+PATIENCE = 4  # rounds that a prompt waits for others to share its call
 
 
-def bucket(size: int, buckets: Sequence[int]) -> int:
-  """The smallest bucket that holds `size`; beyond the largest, the next multiple of it."""
-  for candidate in buckets:
-    if size <= candidate:
-      return candidate
-  return -(-size // buckets[-1]) * buckets[-1]
+class Finish(enum.StrEnum):
+  """Why a request ended."""
+
+  STOP = 'stop'
+  LENGTH = 'length'
+  CANCELLED = 'cancelled'
+  ERROR = 'error'
+
+
+class QueueFull(RuntimeError):
+  """The engine holds as many waiting requests as it may."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Generated:
-  """What one call sampled, a row: the tokens (with the stop token, if it came) and their log-probs under the model.
+class Request:
+  """What to go on from, and how.
 
-  `stop_logps` are the log-probs of the stop token where the row's last token was drawn: what closing the row there would have cost.
+  Args:
+    prompt: the whole transcript, in tokens.
+    max_new: most tokens to sample, `forced` ones not counted; 0 ends at once.
+    seed: u32; with the position in the transcript it decides every draw.
+    temperature: 0: greedy.
+    top_k: sample among so many most likely tokens; 0: all.
+    top_p: sample from the nucleus of this probability.
+    stop: sequences of tokens; the request ends with the first one that it produces, which is part of its result.
+    forced: what its first tokens must be.
+    session: requests of one session go on from each other: the slot is kept for the next one as long as none else needs it.
   """
 
-  tokens: list[list[int]]
-  logps: list[list[float]]
-  stop_logps: list[float]
+  prompt: Sequence[int]
+  max_new: int
+  seed: int = 0
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  stop: tuple[tuple[int, ...], ...] = ()
+  forced: tuple[int, ...] = ()
+  session: Hashable | None = None
 
 
-def sample(logits: jax.Array, seeds: jax.Array, positions: jax.Array, temperature: jax.Array) -> jax.Array:
-  """One token a row: logits f32[B, V], seeds u32[B], positions i32[B], temperature f32[] (0: greedy) -> i32[B].
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a request produced: forced tokens, sampled ones, and the stop sequence where it came.
 
-  Inverse transform sampling: one uniform number in [0, 1) a row, from the row's own seed and position. Token i is drawn where
-  cumulative[i - 1] <= uniform < cumulative[i], so a token whose probability is 0 never is.
+  `logps` are under the distribution that each token was drawn from (0 for forced and greedy ones), `model_logps` under the model itself.
+  `stop_logp` is that of the first stop sequence's last token where the last token was drawn, under the model: what stopping there would
+  have cost (NaN without a token). `error` says what went wrong where `finish` is ERROR.
   """
-  uniform = jax.vmap(lambda seed, position: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), position)))(seeds, positions)
-  scaled = logits / jnp.maximum(temperature, 1e-6)
-  cumulative = jnp.cumsum(jax.nn.softmax(scaled, axis=-1), axis=-1)
-  drawn = jnp.sum(cumulative <= uniform[:, None] * cumulative[:, -1:], axis=-1)
-  drawn = jnp.minimum(drawn, logits.shape[-1] - 1)
-  return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+
+  tokens: tuple[int, ...]
+  logps: tuple[float, ...]
+  model_logps: tuple[float, ...]
+  stop_logp: float
+  finish: Finish
+  error: str = ''
 
 
-@functools.partial(jax.jit, static_argnames=('config',), donate_argnames=('cache',))
-def _prefill(config, params, cache, lengths, chunk, counts):
-  """Appends chunk i32[B, T], of which counts i32[B] tokens are real; logits f32[B, V] after each row's last real token."""
-  model = Decoder(config)
-  hidden, cache = model.apply({'params': params}, chunk, lengths, cache, method='extend')
-  last = hidden[jnp.arange(chunk.shape[0]), jnp.maximum(counts - 1, 0)]
-  return model.apply({'params': params}, last, method='logits'), cache
+@dataclasses.dataclass(eq=False)
+class Ticket:
+  """A submitted request; `result` is there once it is done."""
+
+  request: Request
+  number: int
+  result: Result | None = None
+  prompt: np.ndarray = dataclasses.field(repr=False, default_factory=lambda: np.zeros(0, np.int32))
+  slot: int = -1
+  tokens: list[int] = dataclasses.field(default_factory=list)
+  logps: list[float] = dataclasses.field(default_factory=list)
+  model_logps: list[float] = dataclasses.field(default_factory=list)
+  stop_logp: float = float('nan')
+  cancelled: bool = False
+
+  def cancel(self) -> None:
+    """Asks the engine to drop the request at its next step; a finished one stays as it is."""
+    self.cancelled = True
 
 
-@functools.partial(jax.jit, static_argnames=('config',), donate_argnames=('cache', 'logits'))
-def _prefill_some(config, params, cache, logits, rows, lengths, chunk, counts):
-  """`_prefill` of the rows i32[b] alone (all different); the other arrays have b rows too. Updates logits f32[B, V] where counts > 0."""
-  some = jax.tree.map(lambda leaf: leaf[rows], cache)
-  new, some = _prefill(config, params, some, lengths, chunk, counts)
-  cache = jax.tree.map(lambda leaf, part: leaf.at[rows].set(part), cache, some)
-  return logits.at[rows].set(jnp.where(counts[:, None] > 0, new, logits[rows])), cache
+@dataclasses.dataclass
+class Counters:
+  """What an engine has done."""
+
+  requests: int = 0
+  prompt_tokens: int = 0  # of the requests' prompts
+  prefilled: int = 0  # of them really computed
+  copied: int = 0  # of them copied from another slot
+  generated: int = 0
+  evictions: int = 0  # of a session from its slot
+  prefill_calls: int = 0
+  decode_calls: int = 0
+  compilations: int = 0
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'max_new'), donate_argnames=('cache',))
-def _decode(config, params, cache, lengths, logits, active, seeds, temperature, stop, limit, *, max_new):
-  """Samples up to `limit` <= max_new tokens a row until `stop`. Every sampled token but a row's last enters the cache."""
-  model = Decoder(config)
-  batch = lengths.shape[0]
+@dataclasses.dataclass(eq=False)
+class _Reading:
+  """A request on its way into its slot: copy `start` tokens from the slot `source` (if any), then compute the rest of its prompt."""
 
-  def draw(i, done, lengths, logits, record):
-    """Samples the i-th token of every row that is not done, and records it."""
-    tokens, logps, stop_logps, counts = record
-    token = sample(logits, seeds, lengths, temperature)
-    all_logps = jax.nn.log_softmax(logits, axis=-1)
-    logp = all_logps[jnp.arange(batch), token]
-    record = (
-      tokens.at[:, i].set(jnp.where(done, 0, token)),
-      logps.at[:, i].set(jnp.where(done, 0.0, logp)),
-      jnp.where(done, stop_logps, all_logps[:, stop]),
-      counts + ~done,
+  ticket: Ticket
+  start: int  # tokens that the slot holds already
+  source: int | None = None
+  after: _Reading | None = None  # who reads into `source` now, and must have ended
+  twin: bool = False  # `after` has the same prompt: its logits do
+  logits: tuple[jax.Array, int] | None = None  # once it has ended: those after the prompt, and the row there
+  rounds: int = 0  # that it has waited for others to share its calls
+
+
+class Engine:
+  """Generates for many requests at once. Not thread-safe; one owner.
+
+  Args:
+    config: the decoder, in the unrolled layout.
+    params: its parameters, where they are: nothing is copied. Set anew at any time; what was computed with others is then forgotten.
+    slots: how many requests run side by side.
+    max_length: tokens of a transcript, what is produced included.
+    cache_kind: of `cache.CACHE_DTYPES`.
+    max_queue: most waiting requests (None: any number).
+
+  Raises ValueError for impossible sizes, MemoryError where the cache cannot fit, saying what would.
+  """
+
+  def __init__(
+    self,
+    config: DecoderConfig,
+    params: Any,
+    *,
+    slots: int,
+    max_length: int,
+    cache_kind: str = 'model',
+    max_queue: int | None = None,
+  ):
+    self.config, self.max_queue, self.cache_kind = config, max_queue, cache_kind
+    self.plan: Plan = make_plan(slots, max_length, jax.default_backend())
+    self.cache_bytes = cache.cache_bytes(config, slots, max_length, cache_kind)
+    _check_memory(self.cache_bytes, slots, max_length)
+    self._params = params
+    self.store = _place(cache.init_store(config, slots, max_length, cache_kind), params, slots)
+    self.counters = Counters()
+    self.resident = np.full((slots, max_length), -1, np.int32)  # the tokens whose keys and values each slot holds
+    self.held = np.zeros(slots, np.int32)  # how many
+    self.owner: list[Ticket | None] = [None] * slots  # who is running there
+    self.session_of: list[Hashable | None] = [None] * slots
+    self.slot_of: dict[Hashable, int] = {}
+    self.used = np.zeros(slots, np.int64)  # when it was last used
+    self.clock = 0
+    self.waiting: collections.deque[Ticket] = collections.deque()
+    self.unread: list[_Reading] = []  # have a slot, and a prompt to be read
+    self.how = Sampling(
+      np.zeros(slots, np.uint32),
+      np.zeros(slots, np.float32),
+      np.zeros(slots, np.int32),
+      np.ones(slots, np.float32),
+      np.zeros((slots, MAX_FORCED), np.int32),
+      np.zeros(slots, np.int32),
+      np.full((slots, MAX_STOPS, STOP_LENGTH), -1, np.int32),
     )
-    return token, done | (token == stop) | (i + 1 >= limit), record
 
-  def keep_going(state):
-    return ~jnp.all(state[1])
+  # What its users call.
 
-  def step(state):
-    i, done, token, cache, lengths, record = state
-    # A finished row's write lands one past its end, where its next chunk overwrites it.
-    hidden, cache = model.apply({'params': params}, token[:, None], lengths, cache, method='extend')
-    lengths = lengths + ~done
-    token, done, record = draw(i, done, lengths, model.apply({'params': params}, hidden[:, 0], method='logits'), record)
-    return i + 1, done, token, cache, lengths, record
+  @property
+  def params(self) -> Any:
+    """The decoder's parameters."""
+    return self._params
 
-  record = (jnp.zeros((batch, max_new), jnp.int32), jnp.zeros((batch, max_new)), jnp.zeros(batch), jnp.zeros(batch, jnp.int32))
-  token, done, record = draw(0, ~active, lengths, logits, record)
-  _, _, _, cache, lengths, record = jax.lax.while_loop(keep_going, step, (1, done, token, cache, lengths, record))
-  return cache, lengths, *record
+  @params.setter
+  def params(self, params: Any) -> None:
+    if self.running:
+      raise RuntimeError(f'{self.running} requests are running: parameters change between them, not within')
+    self._params = params
+    self.forget()
 
+  @property
+  def running(self) -> int:
+    """Requests that are waiting or in a slot."""
+    return len(self.waiting) + sum(owner is not None for owner in self.owner)
 
-@functools.partial(jax.jit, static_argnames=('length',))
-def _lengthen(cache, *, length):
-  """The cache with room for `length` tokens a row."""
+  def forget(self) -> None:
+    """Empties the cache of what no running request needs."""
+    for slot, owner in enumerate(self.owner):
+      if owner is None:
+        self._empty(slot)
 
-  def pad(leaf, axis):
-    return jnp.pad(leaf, [(0, length - leaf.shape[axis] if i == axis else 0) for i in range(leaf.ndim)])
+  def submit(self, request: Request) -> Ticket:
+    """Queues a request. Raises ValueError for one that cannot be served, saying why, and QueueFull where there is no room to wait."""
+    prompt = np.asarray(request.prompt, np.int32).reshape(-1)
+    self._check(request, prompt)
+    if self.max_queue is not None and len(self.waiting) >= self.max_queue:
+      raise QueueFull(f'{len(self.waiting)} requests are waiting, as many as max_queue allows: let the engine step before more')
+    ticket = Ticket(request, self.counters.requests, prompt=prompt)
+    self.counters.requests += 1
+    self.counters.prompt_tokens += len(ticket.prompt)
+    if request.max_new == 0 and not request.forced:
+      self._finish(ticket, Finish.LENGTH)
+    else:
+      self.waiting.append(ticket)
+    return ticket
 
-  return [(pad(keys, 3), pad(values, 2)) for keys, values in cache]
+  def step(self) -> list[Ticket]:
+    """One round: requests that found a slot are read, or else the running ones go on for a few tokens. Returns those that ended."""
+    ended = self._drop_cancelled()
+    self._admit()
+    ended += self._read()
+    if not ended and (slots := self._started()):
+      ended += self._go_on(slots)
+    return ended
 
+  def generate(self, requests: Iterable[Request]) -> list[Result]:
+    """Runs requests to their end; results in their order. Raises FloatingPointError, naming the first one that failed."""
+    tickets = [self.submit(request) for request in requests]
+    while any(ticket.result is None for ticket in tickets):
+      self.step()
+    results = [ticket.result for ticket in tickets]
+    for result in results:
+      if result.finish is Finish.ERROR:
+        raise FloatingPointError(result.error)
+    return results
 
-class Rows:
-  """B running transcripts of one decoder, with their cache. Not thread-safe; one owner."""
+  def warm_up(self) -> int:
+    """Compiles every program of the plan, several at a time, so that none is compiled later; returns how many.
 
-  def __init__(self, config: DecoderConfig, params: Any, batch: int, max_length: int):
-    self.config, self.params, self.max_length = config, params, max_length
-    self.cache: Cache = init_cache(config, batch, min(CACHE_BUCKET, max_length))  # as long as its rows need, see `_make_room`
-    self.lengths = np.zeros(batch, np.int32)  # tokens of each row that are in the cache
-
-  def prefill(self, chunks: Sequence[Sequence[int]], headroom: int = 0) -> jax.Array:
-    """Appends one chunk a row (empty: the row rests). Returns logits f32[B, V] after each chunk.
-
-    `headroom` tokens must fit behind it. Raises ValueError, naming the row, when they do not.
+    Each runs once on padding alone, and leaves the cache as it is. Requests with top-k or top-p have a decode program of their own, which
+    is compiled when the first one comes.
     """
-    counts = np.array([len(chunk) for chunk in chunks], np.int32)
-    # A row that rests needs no room: it may be as full as it likes.
-    over = np.flatnonzero((counts > 0) & (self.lengths + counts + headroom > self.max_length))
-    if over.size:
-      row = int(over[0])
-      raise ValueError(
-        f'row {row} needs {self.lengths[row]} + {counts[row]} + {headroom} tokens, more than the context length of {self.max_length}'
-      )
-    self._make_room(int(np.max(self.lengths + counts + headroom, where=counts > 0, initial=1)))
-    chunk = np.zeros((len(chunks), bucket(int(counts.max()), CHUNK_BUCKETS)), np.int32)
-    for row, ids in enumerate(chunks):
-      chunk[row, : len(ids)] = ids
-    # Where a few rows have much longer chunks than the rest, their tails are computed apart, so that the others are not padded to them.
-    few = max(MIN_TAIL_ROWS, len(chunks) // TAIL_SHARE)
-    widths = [width for width in CHUNK_BUCKETS if 1 < width < chunk.shape[1] and np.sum(counts > width) <= few < len(chunks)]
-    width = widths[0] if widths else chunk.shape[1]
-    heads = np.minimum(counts, width)
-    logits, self.cache = _prefill(self.config, self.params, self.cache, self.lengths.copy(), chunk[:, :width], heads)
-    self.lengths = self.lengths + heads
-    tails = counts - heads
-    if tails.any():
-      rows = np.argsort(-tails, kind='stable')[:few].astype(np.int32)
-      logits, self.cache = _prefill_some(
-        self.config,
-        self.params,
-        self.cache,
-        logits,
-        rows,
-        self.lengths[rows],
-        np.ascontiguousarray(chunk[rows, width : width + bucket(int(tails.max()), CHUNK_BUCKETS)]),
-        tails[rows],
-      )
-      self.lengths = self.lengths + tails
+    before, compiled, plan = self.counters.compilations, programs.compiled(), self.plan
+    nobody = lambda size: (np.full(size, plan.slots, np.int32), np.zeros(size, np.int32))
+
+    def reads(width: int, window: int) -> Callable[[], Any]:
+      def run() -> Any:
+        size = plan.rows_of(width)
+        rows, zeros = nobody(size)
+        past = self._run(programs.take, self.store, rows, window=window) if window else None
+        logits, new = self._run(programs.prefill, self.config, self._params, past, zeros, np.zeros((size, width), np.int32), zeros)
+        self._run(programs.first, logits, zeros, zeros, self._how(zeros), filtered=False)
+        return programs.write, (rows, zeros, zeros, new)
+
+      return run
+
+    def goes_on(size: int, window: int) -> Callable[[], Any]:
+      def run() -> Any:
+        rows, zeros = nobody(size)
+        whole = size == plan.slots and window == plan.max_length
+        past = self.store if whole else self._run(programs.take, self.store, rows, window=window)
+        counts, _, new = self._run(
+          programs.decode, self.config, self._params, past, zeros.astype(bool), zeros, zeros, zeros, zeros,
+          np.zeros((size, STOP_LENGTH), np.int32), self._how(zeros), np.int32(1), steps=plan.steps, filtered=False,
+        )  # fmt: skip
+        return programs.write, (rows, zeros, counts, new)
+
+      return run
+
+    def copies(window: int) -> Callable[[], Any]:
+      def run() -> Any:
+        rows, _ = nobody(plan.prefill_rows[0])
+        return programs.put, (rows, self._run(programs.take, self.store, rows, window=window))
+
+      return run
+
+    work = [reads(width, window) for width in plan.widths for window in (0, *plan.windows)]
+    work += [goes_on(size, window) for size in plan.decode_rows for window in plan.windows]
+    work += [copies(window) for window in plan.windows]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      last = list(pool.map(lambda run: run(), work))
+    for program, arguments in last:  # these take the cache and give it back, so one after the other
+      self.store = self._run(program, self.store, *arguments)
+    self.counters.compilations = before + programs.compiled() - compiled  # counts of several threads would get in each other's way
+    return programs.compiled() - compiled
+
+  def describe(self) -> str:
+    """Its size in words, before anything runs."""
+    plan = self.plan
+    return f'{plan.slots} slots of {plan.max_length} tokens, a cache of {self.cache_bytes / 1e6:,.1f} MB ({self.cache_kind}), allocated once'
+
+  def close_session(self, session: Hashable) -> None:
+    """Gives the session's slot free; what it holds may still serve others with the same beginning."""
+    slot = self.slot_of.pop(session, None)
+    if slot is not None:
+      self.session_of[slot] = None
+
+  # Requests and slots.
+
+  def _check(self, request: Request, prompt: np.ndarray) -> None:
+    size, new = len(prompt), len(request.forced) + request.max_new
+    refuse = lambda problem: ValueError(f'request refused: {problem}')
+    if not size:
+      raise refuse('an empty prompt, there is nothing to go on from')
+    if size + new > self.plan.max_length:
+      raise refuse(f'{size} prompt tokens and {new} new ones are {size + new}, more than the max_length of {self.plan.max_length}')
+    if request.max_new < 0 or request.top_k < 0 or not request.temperature >= 0:
+      raise refuse(f'max_new {request.max_new}, top_k {request.top_k}, temperature {request.temperature}: expected 0 or more of each')
+    if not 0 < request.top_p <= 1:
+      raise refuse(f'top_p {request.top_p}: expected more than 0 and at most 1')
+    if len(request.stop) > MAX_STOPS or any(not 0 < len(stop) <= STOP_LENGTH for stop in request.stop):
+      lengths = [len(stop) for stop in request.stop]
+      raise refuse(f'stop sequences of {lengths} tokens: expected at most {MAX_STOPS} of 1 to {STOP_LENGTH} tokens')
+    if len(request.forced) > MAX_FORCED:
+      raise refuse(f'{len(request.forced)} forced tokens: expected at most {MAX_FORCED}')
+    low, high = int(prompt.min()), int(prompt.max())
+    for ids in (request.forced, *request.stop):
+      low, high = min((low, *ids)), max((high, *ids))
+    if low < 0 or high >= self.config.vocab_size:
+      raise refuse(f'token ids from {low} to {high}: expected 0 to {self.config.vocab_size - 1}')
+
+  def _started(self) -> list[int]:
+    """The slots of requests that have a first token."""
+    return [slot for slot, owner in enumerate(self.owner) if owner is not None and owner.tokens]
+
+  def _admit(self) -> None:
+    """Gives slots to waiting requests, in order, as long as there are any."""
+    if not self.waiting:
+      return
+    idle = sorted(
+      (slot for slot, owner in enumerate(self.owner) if owner is None),
+      key=lambda slot: (self.session_of[slot] is not None, self.used[slot]),
+    )  # first those without a session, the one that was unused longest first
+    reading = {entry.ticket.slot: entry for entry in self.unread}
+    later: list[Ticket] = []
+    while self.waiting and idle:
+      ticket = self.waiting.popleft()
+      entry = self._place(ticket, reading, idle)
+      if entry is None:
+        later.append(ticket)
+      else:
+        reading[ticket.slot] = entry
+        self.unread.append(entry)
+    self.waiting.extendleft(reversed(later))
+
+  def _place(self, ticket: Ticket, reading: dict[int, _Reading], idle: list[int]) -> _Reading | None:
+    """One of the `idle` slots for a request, and what it finds there; None where its session's last request still runs."""
+    prompt, session = ticket.prompt, ticket.request.session
+    slot = self.slot_of.get(session) if session is not None else None
+    if slot is not None and self.owner[slot] is not None:
+      return None
+    entry, source = _Reading(ticket, 0), None
+    if slot is not None:
+      entry.start = min(self._common(slot, prompt), len(prompt) - 1)
+      idle.remove(slot)
+    else:
+      source, shared = self._donor(prompt)
+      after = reading.get(source) if source is not None else None
+      if after is not None and len(after.ticket.prompt) == len(prompt) == shared:
+        entry.start, entry.twin, entry.after = shared, True, after
+      elif source is not None and self._worth_sharing(len(prompt), shared):
+        entry.start, entry.after = min(shared, len(prompt) - 1), after
+      else:
+        source = None
+      if source is not None and self.owner[source] is None and self.session_of[source] is None:
+        slot, source = source, None  # it is there already
+        idle.remove(slot)
+      else:
+        slot = idle.pop(0)
+        if self.session_of[slot] is not None:
+          self.counters.evictions += 1
+          self.close_session(self.session_of[slot])
+      if session is not None:
+        self.slot_of[session], self.session_of[slot] = slot, session
+    entry.source = source
+    ticket.slot, self.owner[slot] = slot, ticket
+    self.resident[slot, : len(prompt)] = prompt
+    self.held[slot] = len(prompt)
+    self._set_sampling(slot, ticket.request)
+    self.clock += 1
+    self.used[slot] = self.clock
+    return entry
+
+  def _common(self, slot: int, prompt: np.ndarray) -> int:
+    """How many tokens the slot's content and the prompt have in common at their beginning."""
+    size = min(int(self.held[slot]), len(prompt))
+    different = np.flatnonzero(self.resident[slot, :size] != prompt[:size])
+    return int(different[0]) if different.size else size
+
+  def _donor(self, prompt: np.ndarray) -> tuple[int | None, int]:
+    """The slot with the longest common beginning, and its length."""
+    size = len(prompt)
+    if size < MIN_SHARED:
+      return None, 0
+    # Few slots begin like the prompt; only those are compared to the end.
+    alike = np.flatnonzero((self.held >= MIN_SHARED) & (self.resident[:, :MIN_SHARED] == prompt[:MIN_SHARED]).all(axis=1))
+    if not alike.size:
+      return None, 0
+    same = self.resident[alike, :size] == prompt
+    common = np.minimum(np.where(same.all(axis=1), size, np.argmin(same, axis=1)), self.held[alike])
+    best = int(np.argmax(common))
+    return int(alike[best]), int(common[best])
+
+  def _worth_sharing(self, size: int, shared: int) -> bool:
+    return shared >= MIN_SHARED and self.plan.padded(size - min(shared, size - 1)) < self.plan.padded(size)
+
+  def _set_sampling(self, slot: int, request: Request) -> None:
+    how = self.how
+    how.seeds[slot], how.temperature[slot] = np.uint32(request.seed % 2**32), request.temperature
+    how.top_k[slot], how.top_p[slot] = request.top_k, request.top_p
+    how.forced[slot], how.num_forced[slot] = 0, len(request.forced)
+    how.forced[slot, : len(request.forced)] = request.forced
+    how.stops[slot] = -1
+    for i, stop in enumerate(request.stop):
+      how.stops[slot, i, STOP_LENGTH - len(stop) :] = stop
+
+  def _empty(self, slot: int) -> None:
+    self.held[slot] = 0
+    self.resident[slot] = -1
+    if self.session_of[slot] is not None:
+      self.close_session(self.session_of[slot])
+
+  def _drop_cancelled(self) -> list[Ticket]:
+    if not any(ticket is not None and ticket.cancelled for ticket in (*self.waiting, *self.owner)):
+      return []
+    dropped = [ticket for ticket in (*self.waiting, *self.owner) if ticket is not None and ticket.cancelled]
+    if dropped:
+      self.waiting = collections.deque(ticket for ticket in self.waiting if not ticket.cancelled)
+      self.unread = [entry for entry in self.unread if not entry.ticket.cancelled]
+    for ticket in dropped:
+      self._finish(ticket, Finish.CANCELLED)
+    return dropped
+
+  def _finish(self, ticket: Ticket, finish: Finish, error: str = '') -> None:
+    ticket.result = Result(tuple(ticket.tokens), tuple(ticket.logps), tuple(ticket.model_logps), ticket.stop_logp, finish, error)
+    if ticket.slot >= 0:
+      self.owner[ticket.slot] = None
+      if finish is Finish.ERROR:
+        self._empty(ticket.slot)
+
+  # Reading prompts.
+
+  def _read(self) -> list[Ticket]:
+    """Reads prompts, and draws the first token of those that are through.
+
+    A call that would be nearly empty waits for more to share it, as long as enough others go on meanwhile.
+    """
+    if not self.unread:
+      return []
+    running = len(self._started())
+    drawn: list[tuple[list[_Reading], Drawn]] = []
+    while True:
+      ready = [entry for entry in self.unread if entry.after is None or entry.after.logits is not None]
+      self._copy([entry for entry in ready if entry.source is not None])
+      for entry in ready:
+        if entry.twin:
+          entry.logits = entry.after.logits
+      calls = self._calls([entry for entry in ready if entry.logits is None], running)
+      for width, part in calls:
+        logits = self._prefill(part, width)
+        for row, entry in enumerate(part):
+          entry.start, entry.rounds = min(entry.start + width, len(entry.ticket.prompt)), 0
+          if entry.start == len(entry.ticket.prompt):
+            entry.logits = logits, row
+      read = [entry for entry in ready if entry.logits is not None]
+      if read:
+        drawn += self._first(read)
+        self.unread = [entry for entry in self.unread if entry.logits is None]
+      if not read and not calls:
+        break
+    for entry in self.unread:
+      entry.rounds += 1
+    ended = []
+    for entries, result in drawn:
+      result = jax.tree.map(np.asarray, result)
+      for i, entry in enumerate(entries):
+        if self._take(entry.ticket, result.token[i : i + 1], result.logp[i : i + 1], result.model_logp[i : i + 1], result.stop_logp[i]):
+          ended.append(entry.ticket)
+    return ended
+
+  def _calls(self, entries: Sequence[_Reading], running: int) -> list[tuple[int, list[_Reading]]]:
+    """The prefill calls to make now, (width, entries), while `running` others can go on."""
+    by_width: dict[int, list[_Reading]] = {}
+    for entry in entries:
+      by_width.setdefault(self.plan.width(len(entry.ticket.prompt) - entry.start), []).append(entry)
+    calls = []
+    for width, items in sorted(by_width.items()):
+      size = self.plan.rows_of(width)
+      rest = len(items) % size
+      if 0 < rest < size / 2 and rest <= running and max(entry.rounds for entry in items[-rest:]) < PATIENCE:
+        items = items[:-rest]
+      items = sorted(items, key=lambda entry: entry.start)
+      calls += [(width, items[start : start + size]) for start in range(0, len(items), size)]
+    return calls
+
+  def _copy(self, entries: Sequence[_Reading]) -> None:
+    """Puts what others hold already where the entries' slots begin."""
+    size = self.plan.prefill_rows[0]
+    for start in range(0, len(entries), size):
+      part = entries[start : start + size]
+      sources, targets = np.zeros(size, np.int32), np.full(size, self.plan.slots, np.int32)
+      sources[: len(part)] = [entry.source for entry in part]
+      targets[: len(part)] = [entry.ticket.slot for entry in part]
+      window = self.plan.window(max(entry.start for entry in part))
+      self.store = self._run(programs.put, self.store, targets, self._run(programs.take, self.store, sources, window=window))
+      self.counters.copied += sum(entry.start for entry in part)
+      for entry in part:
+        entry.source = None
+
+  def _prefill(self, part: Sequence[_Reading], width: int) -> jax.Array:
+    """One prefill call: the next piece of each prompt; returns logits after it."""
+    size = self.plan.rows_of(width)
+    rows, lengths = np.full(size, self.plan.slots, np.int32), np.zeros(size, np.int32)
+    chunk, counts = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
+    for row, entry in enumerate(part):
+      piece = entry.ticket.prompt[entry.start : entry.start + width]
+      rows[row], lengths[row], counts[row] = entry.ticket.slot, entry.start, len(piece)
+      chunk[row, : len(piece)] = piece
+    window = self.plan.window(int(lengths.max()))
+    past = self._run(programs.take, self.store, rows, window=window) if window else None
+    logits, new = self._run(programs.prefill, self.config, self._params, past, lengths, chunk, counts)
+    self.store = self._run(programs.write, self.store, rows, lengths, counts, new)
+    self.counters.prefill_calls += 1
+    self.counters.prefilled += int(counts.sum())
     return logits
 
-  def generate(
-    self, chunks: Sequence[Sequence[int]], seeds: Sequence[int], *, max_new: int, stop: int, temperature: float
-  ) -> Generated:
-    """Appends one chunk a row, then samples up to `max_new` tokens until `stop`; rows with an empty chunk rest.
+  def _first(self, entries: Sequence[_Reading]) -> list[tuple[list[_Reading], Drawn]]:
+    """The first tokens, a call for each array of logits."""
+    groups: dict[int, list[_Reading]] = {}
+    for entry in entries:
+      groups.setdefault(id(entry.logits[0]), []).append(entry)
+    drawn = []
+    for members in groups.values():
+      array = members[0].logits[0]
+      for start in range(0, len(members), len(array)):
+        part = members[start : start + len(array)]
+        spare = len(array) - len(part)
+        index = np.array([entry.logits[1] for entry in part] + [0] * spare, np.int32)
+        positions = np.array([len(entry.ticket.prompt) for entry in part] + [0] * spare, np.int32)
+        slots = np.array([entry.ticket.slot for entry in part] + [part[0].ticket.slot] * spare)
+        drawn.append((part, self._run(programs.first, array, index, positions, self._how(slots), filtered=self._filtered(slots))))
+    return drawn
 
-    The last sampled token of a row is not in its cache yet: the caller's next chunk begins with it.
-    """
-    active = np.array([len(chunk) > 0 for chunk in chunks])
-    logits = self.prefill(chunks, headroom=max_new)
-    self.cache, lengths, tokens, logps, stop_logps, counts = _decode(
-      self.config,
-      self.params,
-      self.cache,
-      self.lengths.copy(),
-      logits,
-      active,
-      np.asarray(seeds, np.uint32),
-      np.float32(temperature),
-      np.int32(stop),
-      np.int32(max_new),
-      max_new=max_new,
+  # Going on.
+
+  def _go_on(self, slots: Sequence[int]) -> list[Ticket]:
+    """A run of decode steps for these slots, those of about one length together."""
+    order = sorted(slots, key=lambda slot: int(self.held[slot]))
+    size = self.plan.decode_rows[-1]
+    calls = [self._decode(np.array(order[start : start + size])) for start in range(0, len(order), size)]
+    ended = []
+    for slots, counts, record in calls:
+      counts, record = np.asarray(counts), jax.tree.map(np.asarray, record)
+      for row, slot in enumerate(slots):
+        ticket, count, held = self.owner[slot], int(counts[row]), int(self.held[slot])
+        tokens = record.token[row, :count]
+        # Every token but the last one drawn is in the cache now.
+        self.resident[slot, held] = ticket.tokens[-1]
+        self.resident[slot, held + 1 : held + count] = tokens[:-1]
+        self.held[slot] += count
+        if self._take(ticket, tokens, record.logp[row, :count], record.model_logp[row, :count], record.stop_logp[row]):
+          ended.append(ticket)
+    return ended
+
+  def _decode(self, slots: np.ndarray) -> tuple[np.ndarray, jax.Array, Drawn]:
+    """One decode call; returns its slots, and by row how many tokens came, and which."""
+    count, size = len(slots), self.plan.decode(len(slots))
+    window = self.plan.window(int(self.held[slots].max()))
+    whole = size == self.plan.slots and window == self.plan.max_length
+    if whole:  # the cache is read where it lies, so rows are slots
+      slots = np.sort(slots) if count == size else np.concatenate([np.sort(slots), np.setdiff1d(np.arange(size), slots)])
+      place = slots
+    else:
+      place = np.arange(size)
+    rows = np.full(size, self.plan.slots, np.int32)
+    token, produced, limit = np.zeros(size, np.int32), np.zeros(size, np.int32), np.ones(size, np.int32)
+    tail, lengths, active = np.full((size, STOP_LENGTH), -2, np.int32), np.zeros(size, np.int32), np.zeros(size, bool)
+    settings = np.zeros(size, np.int64)
+    for row, slot in zip(place[:count], slots[:count], strict=True):
+      ticket = self.owner[slot]
+      rows[row], settings[row], active[row], lengths[row] = slot, slot, True, self.held[slot]
+      token[row], produced[row] = ticket.tokens[-1], len(ticket.tokens)
+      limit[row] = len(ticket.request.forced) + ticket.request.max_new
+      last = ticket.tokens[-STOP_LENGTH:]
+      tail[row, STOP_LENGTH - len(last) :] = last
+    past = self.store if whole else self._run(programs.take, self.store, rows, window=window)
+    enough = np.int32(max(1, count // 3))
+    counts, record, new = self._run(
+      programs.decode, self.config, self._params, past, active, lengths, token, produced, limit, tail, self._how(settings), enough,
+      steps=self.plan.steps, filtered=self._filtered(slots[:count]),
+    )  # fmt: skip
+    self.store = self._run(programs.write, self.store, rows, lengths, counts, new)
+    self.counters.decode_calls += 1
+    if whole:
+      counts, record = jax.tree.map(lambda leaf: np.asarray(leaf)[slots[:count]], (counts, record))
+    return slots[:count], counts, record
+
+  def _take(self, ticket: Ticket, tokens: np.ndarray, logps: np.ndarray, model_logps: np.ndarray, stop_logp: Any) -> bool:
+    """Adds what was drawn to a request; True where it ended."""
+    self.counters.generated += len(tokens)
+    self.clock += 1
+    self.used[ticket.slot] = self.clock
+    if not np.isfinite(model_logps).all():
+      bad = int(np.flatnonzero(~np.isfinite(model_logps))[0])
+      step = len(ticket.tokens) + bad
+      self._finish(ticket, Finish.ERROR, f'request {ticket.number}: the model gave non-finite logits at its token {step}')
+      return True
+    ticket.tokens += tokens.tolist()
+    ticket.logps += logps.tolist()
+    ticket.model_logps += model_logps.tolist()
+    ticket.stop_logp = float(stop_logp)
+    request = ticket.request
+    if len(ticket.tokens) > len(request.forced) and any(tuple(ticket.tokens[-len(stop) :]) == tuple(stop) for stop in request.stop):
+      self._finish(ticket, Finish.STOP)
+    elif len(ticket.tokens) >= len(request.forced) + request.max_new:
+      self._finish(ticket, Finish.LENGTH)
+    return ticket.result is not None
+
+  # Calls.
+
+  def _how(self, slots: np.ndarray) -> Sampling:
+    return Sampling(*(part[slots] for part in self.how))
+
+  def _filtered(self, slots: np.ndarray) -> bool:
+    return bool((self.how.top_k[slots] > 0).any() or (self.how.top_p[slots] < 1.0).any())
+
+  def _run(self, program: Any, *arguments: Any, **static: Any) -> Any:
+    """Calls a compiled program, and counts the compilations that it took."""
+    before = program._cache_size()
+    result = program(*arguments, **static)
+    self.counters.compilations += program._cache_size() - before
+    return result
+
+
+def _place(store: cache.Store, params: Any, slots: int) -> cache.Store:
+  """The cache on the parameters' mesh, its slots spread over the devices where they divide them."""
+  sharding = jax.tree.leaves(params)[0].sharding if isinstance(jax.tree.leaves(params)[0], jax.Array) else None
+  if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
+    return store
+  mesh = sharding.mesh
+  spec = PartitionSpec(mesh.axis_names) if slots % mesh.size == 0 else PartitionSpec()
+  return jax.device_put(store, NamedSharding(mesh, spec))
+
+
+def _check_memory(needed: int, slots: int, length: int) -> None:
+  """Raises MemoryError where the devices have less free memory than the cache needs."""
+  stats = jax.devices()[0].memory_stats() or {}
+  if 'bytes_limit' in stats:
+    free = (stats['bytes_limit'] - stats.get('bytes_in_use', 0)) * jax.device_count()
+  else:
+    free = _free_host_memory()
+  if free is not None and needed > free:
+    raise MemoryError(
+      f'the cache of {slots} slots of {length} tokens needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free: '
+      f'{int(slots * free / needed)} slots of that length would fit; an int8 cache needs a half to a quarter of the bytes'
     )
-    self.lengths = np.array(lengths)
-    tokens, logps, counts = np.asarray(tokens), np.asarray(logps), np.asarray(counts)
-    if not np.isfinite(logps).all():
-      row = int(np.argwhere(~np.isfinite(logps))[0][0])
-      raise FloatingPointError(f'the model gave non-finite log-probs for row {row}: its parameters are broken')
-    return Generated(
-      tokens=[tokens[row, : counts[row]].tolist() for row in range(len(chunks))],
-      logps=[logps[row, : counts[row]].tolist() for row in range(len(chunks))],
-      stop_logps=np.asarray(stop_logps).tolist(),
-    )
 
-  def select(self, rows: Sequence[int]) -> None:
-    """Keeps only these rows, in this order (a row may be named more than once: a prompt fanned out to its branches)."""
-    index = np.asarray(rows, np.int32)
-    self.cache = jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), self.cache)
-    self.lengths = self.lengths[index]
 
-  def _make_room(self, needed: int) -> None:
-    """Grows the cache to the bucket that holds `needed` tokens a row; it never shrinks."""
-    length = min(self.max_length, -(-needed // CACHE_BUCKET) * CACHE_BUCKET)
-    if length > self.cache[0][0].shape[3]:
-      self.cache = _lengthen(self.cache, length=length)
+def _free_host_memory() -> int | None:
+  """Bytes that the system can still give; None where it does not say."""
+  try:
+    lines = Path('/proc/meminfo').read_text().splitlines()
+  except OSError:
+    return None
+  return next((int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable')), None)

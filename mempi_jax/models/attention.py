@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'splash')
 SPLASH_BLOCK = 128
+CPU_SCORES = 2**23  # bytes of scores at a time that a processor's cache holds
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, implementation: str = 'xla') -> jax.Array:
@@ -91,6 +92,45 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array
   else:
     out = jax.vmap(one_row)(q, k, v, mask)
   return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, dim).astype(q.dtype)
+
+
+def two_stretch_attention(
+  q: jax.Array, old: tuple[jax.Array, jax.Array], new: tuple[jax.Array, jax.Array], seen: jax.Array
+) -> jax.Array:
+  """Attention of q [B, T, N, H] over two stretches of keys and values that stay where they are; returns [B, T, N, H] in q's dtype.
+
+  Args:
+    old, new: keys [B, K, H, S] and values [B, K, S, H] of each, S1 and S2 tokens.
+    seen: bool[B, T, S1 + S2], True where a query may attend.
+
+  Softmax in float32, in XLA: for decode, which memory bounds, and for prefill on a processor.
+  """
+  batch, time, heads, dim = q.shape
+  kv_heads, size = old[0].shape[1], old[0].shape[3]
+  group = heads // kv_heads
+  q = (q * dim**-0.5).reshape(batch, time, kv_heads, group, dim).transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * time, dim)
+
+  def rows(q: jax.Array, old: tuple, new: tuple, seen: jax.Array) -> jax.Array:
+    split = lambda scores: scores.reshape(*scores.shape[:2], group, time, -1)
+    score = lambda keys: split(jnp.einsum('bkqh,bkhs->bkqs', q, keys, preferred_element_type=jnp.float32))
+    join = lambda weights: weights.reshape(*weights.shape[:2], group * time, -1)
+    mix = lambda weights, values: jnp.einsum(
+      'bkqs,bksh->bkqh', join(weights).astype(values.dtype), values, preferred_element_type=jnp.float32
+    )
+    seen = seen[:, None, None]
+    before, after = jnp.where(seen[..., :size], score(old[0]), -1e30), jnp.where(seen[..., size:], score(new[0]), -1e30)
+    largest = jnp.maximum(jnp.max(before, axis=-1), jnp.max(after, axis=-1))[..., None]
+    before, after = jnp.exp(before - largest), jnp.exp(after - largest)
+    total = jnp.sum(before, axis=-1, keepdims=True) + jnp.sum(after, axis=-1, keepdims=True)
+    return (mix(before, old[1]) + mix(after, new[1])) / join(total)
+
+  scores = 4 * heads * time * seen.shape[-1]  # bytes, a row
+  if jax.default_backend() == 'cpu' and batch * scores > CPU_SCORES:
+    one = lambda part: rows(*jax.tree.map(lambda leaf: leaf[None], part))[0]
+    out = jax.lax.map(one, (q, old, new, seen), batch_size=max(1, CPU_SCORES // scores))
+  else:
+    out = rows(q, old, new, seen)
+  return out.reshape(batch, kv_heads, group, time, dim).transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, dim).astype(q.dtype)
 
 
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

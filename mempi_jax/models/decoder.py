@@ -1,8 +1,9 @@
 """The decoder language model of the Llama and Qwen families: one implementation for every model of the project.
 
 RMSNorm, rotary positions, grouped-query attention, SwiGLU; with or without tied embeddings, biases, normalised queries and keys, a sliding
-window. Two entry points share every weight and every kernel, so that sampler and trainer compute the same numbers: `Decoder.__call__`
-runs whole rows under any attention mask (training and scoring), `Decoder.extend` appends tokens to a key-value cache (generation).
+window. Three entry points share every weight, so that sampler and trainer compute the same numbers: `Decoder.__call__` runs whole rows
+under any attention mask (training and scoring), `Decoder.extend` a chunk of tokens behind a key-value cache (prefill), `Decoder.step` one
+token a row (decode).
 Parameters come in two layouts, see `stack_layers`. Axes: B rows, T tokens, S cache, V vocab, D embed, N heads, K key-value heads, H head dim.
 """
 
@@ -17,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mempi_jax.models.attention import IMPLEMENTATIONS, attention
-from mempi_jax.models.lora import LoraWeight, matmul
+from mempi_jax.models.attention import IMPLEMENTATIONS, attention, choose, two_stretch_attention
+from mempi_jax.models.lora import Weight, matmul
 from mempi_jax.models.rope import RopeScaling, rope_angles, rotate
 
 FAMILIES = ('llama', 'mistral', 'qwen2', 'qwen3')
@@ -85,7 +86,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
   return (wide * jax.lax.rsqrt(variance + eps) * scale).astype(x.dtype)
 
 
-def linear(x: jax.Array, weight: jax.Array | LoraWeight, bias: jax.Array | None) -> jax.Array:
+def linear(x: jax.Array, weight: jax.Array | Weight, bias: jax.Array | None) -> jax.Array:
   """x [N, in] @ weight [in, out] + bias [out] in x's dtype."""
   product = matmul(x, weight)
   return product if bias is None else product + bias.astype(x.dtype)
@@ -194,29 +195,72 @@ class Decoder(nn.Module):
         x = layer(x, angles, mask & window if i in c.sliding_layers else mask)
     return rms_norm(x, self.final_norm, c.norm_eps)
 
-  def extend(self, tokens: jax.Array, lengths: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-    """Appends tokens i32[B, T] to rows that hold `lengths` i32[B] tokens each; attention runs over the whole cache.
+  def extend(self, tokens: jax.Array, lengths: jax.Array, past: Cache | None) -> tuple[jax.Array, Cache]:
+    """A chunk of tokens i32[B, T] for rows that hold `lengths` i32[B] tokens each; `past` is their cache (None: there is nothing yet).
 
-    Right padding in `tokens` is harmless: what it writes lies beyond the row's new length and the next tokens overwrite it. Returns
-    hidden states [B, T, D] and the cache. Needs the unrolled layout.
+    Right padding is harmless: no earlier token sees it. Returns hidden states [B, T, D] and the chunk's own keys and values, which the
+    caller puts where it keeps them. Needs the unrolled layout.
     """
     c = self.config
     batch, time = tokens.shape
     positions = lengths[:, None] + jnp.arange(time, dtype=jnp.int32)
-    places = jnp.arange(cache[0][0].shape[3])[None, None, :]
-    mask = places <= positions[:, :, None]
-    rows = jnp.arange(batch)[:, None]
+    size = past[0][0].shape[3] if past else 0
+    mask = None if past is None else jnp.concatenate(
+      [
+        jnp.broadcast_to((jnp.arange(size) < lengths[:, None])[:, None], (batch, time, size)),
+        jnp.broadcast_to(jnp.tril(jnp.ones((time, time), bool)), (batch, time, time)),
+      ],
+      axis=-1,
+    )  # fmt: skip
+    near = None
+    if c.sliding_layers:
+      places = jnp.concatenate([jnp.broadcast_to(jnp.arange(size), (batch, size)), positions], axis=1)
+      near = positions[:, :, None] - places[:, None] < c.sliding_window
+      mask = jnp.broadcast_to(jnp.tril(jnp.ones((time, time), bool)), near.shape) if mask is None else mask
     x = self.embedding[tokens].astype(c.dtype)
     angles = self._angles(positions)
-    new_cache = []
-    for i, (layer, (keys, values)) in enumerate(zip(self.layers, cache, strict=True)):
+    new = []
+    for i, layer in enumerate(self.layers):
       q, k, v = layer.project(x, angles)
-      keys = keys.at[rows, :, :, positions].set(k, mode='drop')
-      values = values.at[rows, :, positions].set(v, mode='drop')
-      seen = mask & (places > positions[:, :, None] - c.sliding_window) if i in c.sliding_layers else mask
-      x = layer.finish(x, attention(q, keys, values, seen))  # always xla: a few queries over a cache are bound by memory
-      new_cache.append((keys, values))
-    return rms_norm(x, self.final_norm, c.norm_eps), new_cache
+      keys, values = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+      new.append((keys, values))
+      seen = mask & near if i in c.sliding_layers else mask
+      if past is None:
+        attended = attention(q, keys, values, seen, c.attention)
+      elif choose(c.attention, q, seen) == 'xla':
+        attended = two_stretch_attention(q, past[i], (keys, values), seen)
+      else:
+        keys, values = jnp.concatenate([past[i][0], keys], axis=3), jnp.concatenate([past[i][1], values], axis=2)
+        attended = attention(q, keys, values, seen, c.attention)
+      x = layer.finish(x, attended)
+    return rms_norm(x, self.final_norm, c.norm_eps), new
+
+  def step(self, token: jax.Array, lengths: jax.Array, past: Cache, recent: Cache, index: jax.Array) -> tuple[jax.Array, Cache]:
+    """One token i32[B] a row: the `index`-th (i32[]) after the `lengths` i32[B] tokens of `past`.
+
+    `recent` holds keys and values of those between (as `past`, of its own length); the token's own are written at `index`. What a run of
+    steps writes is thus small and lies at one place for all rows, while `past` is only read. Returns hidden states [B, D] and `recent`.
+    """
+    c = self.config
+    position = (lengths + index)[:, None]
+    size, room = past[0][0].shape[3], recent[0][0].shape[3]
+    seen = jnp.concatenate(
+      [jnp.arange(size) < lengths[:, None], jnp.broadcast_to(jnp.arange(room) <= index, (len(token), room))], axis=-1
+    )
+    near = None
+    if c.sliding_layers:
+      places = jnp.concatenate([jnp.broadcast_to(jnp.arange(size), (len(token), size)), lengths[:, None] + jnp.arange(room)], axis=1)
+      near = position - places < c.sliding_window
+    x = self.embedding[token][:, None].astype(c.dtype)
+    angles = self._angles(position)
+    new = []
+    for i, (layer, (keys, values)) in enumerate(zip(self.layers, recent, strict=True)):
+      q, k, v = layer.project(x, angles)
+      keys = jax.lax.dynamic_update_slice_in_dim(keys, k.transpose(0, 2, 3, 1), index, axis=3)
+      values = jax.lax.dynamic_update_slice_in_dim(values, v.transpose(0, 2, 1, 3), index, axis=2)
+      new.append((keys, values))
+      x = layer.finish(x, two_stretch_attention(q, past[i], (keys, values), (seen & near if i in c.sliding_layers else seen)[:, None]))
+    return rms_norm(x, self.final_norm, c.norm_eps)[:, 0], new
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """hidden [..., D] -> logits f32[..., V] through the output matrix."""
@@ -240,12 +284,6 @@ def init_params(config: DecoderConfig, key: jax.Array, dtype: DTypeLike = 'float
   tokens = jnp.zeros((1, 2), jnp.int32)
   params = Decoder(config).init(key, tokens, tokens, jnp.ones((1, 2, 2), bool))['params']
   return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-
-
-def init_cache(config: DecoderConfig, batch: int, length: int) -> Cache:
-  """An empty key-value cache for `batch` rows of `length` tokens."""
-  heads, dim, dtype = config.num_kv_heads, config.head_dim, config.dtype
-  return [(jnp.zeros((batch, heads, dim, length), dtype), jnp.zeros((batch, heads, length, dim), dtype)) for _ in range(config.num_layers)]
 
 
 def stack_layers(params: Any) -> Any:

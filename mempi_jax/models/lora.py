@@ -13,7 +13,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -43,12 +43,21 @@ class LoraWeight:
     """The matrix's shape."""
     return self.base.shape
 
+  def multiply(self, x: jax.Array) -> jax.Array:
+    """x [..., in] @ the sum, in x's dtype."""
+    return x @ self.base.astype(x.dtype) + (x @ self.a.astype(x.dtype)) @ self.b.astype(x.dtype)
 
-def matmul(x: jax.Array, weight: jax.Array | LoraWeight) -> jax.Array:
+
+class Weight(Protocol):
+  """What may stand in a matrix's place: this module's `LoraWeight`, quantize.py's `QuantizedWeight`."""
+
+  def multiply(self, x: jax.Array) -> jax.Array:
+    """x [..., in] @ the matrix [in, out] that it stands for, in x's dtype."""
+
+
+def matmul(x: jax.Array, weight: jax.Array | Weight) -> jax.Array:
   """x [..., in] @ weight [in, out] in x's dtype."""
-  if isinstance(weight, LoraWeight):
-    return x @ weight.base.astype(x.dtype) + (x @ weight.a.astype(x.dtype)) @ weight.b.astype(x.dtype)
-  return x @ weight.astype(x.dtype)
+  return weight.multiply(x) if hasattr(weight, 'multiply') else x @ weight.astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mempi_jax.inference.engine import Rows
+from mempi_jax.inference.engine import Engine, Request
 from mempi_jax.models.decoder import Decoder, DecoderConfig
 from mempi_jax.models.hf import Place, load_model, save_model
 from mempi_jax.models.lora import ADAPTER_CONFIG, Adapter, LoraConfig, apply_lora, load_peft, merge_lora, read_peft_config, save_peft
@@ -28,7 +28,7 @@ from mempi_jax.runtime.rng import host_seed
 from mempi_jax.types import Context, Decision, Guidance, Task
 
 SETTINGS = 'policy.json'
-BATCH = 64  # contexts a forward pass: one compiled shape for any number of contexts
+BATCH = 64  # contexts a forward pass that decides: one compiled shape for any number of contexts
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'generate_id', 'abstain_id'))
@@ -60,6 +60,7 @@ class GuidancePolicy:
     template: of policy/template.py.
     adaptation: a LoRA adapter, which is then what training changes.
     grown: rows that the embedding got for the decisions, beyond those of the pretrained model.
+    batch_size: contents that are written side by side.
   """
 
   def __init__(
@@ -73,12 +74,14 @@ class GuidancePolicy:
     template: str = 'plain',
     adaptation: Adaptation | None = None,
     grown: int = 0,
+    batch_size: int = 256,
   ):
     check_vocabulary(config.vocab_size, tokenizer.vocab_size)
     self.config, self.tokenizer, self.template = config, tokenizer, template
     self.generate_id, self.abstain_id = tokenizer.decisions
     self.max_prompt, self.max_content = max_prompt, max_content
-    self.adaptation, self.grown = adaptation, grown
+    self.adaptation, self.grown, self.batch_size = adaptation, grown, batch_size
+    self._engines: list[Engine] = []  # none before it is needed, then one for this policy and all its later states
     self.frozen = params if adaptation else {}
     self.trained = adaptation.adapter if adaptation else params
     self.params = self.assemble(self.frozen, self.trained)
@@ -157,28 +160,39 @@ class GuidancePolicy:
   ) -> list[list[Guidance]]:
     if len(contexts) != len(seeds):
       raise ValueError(f'{len(contexts)} contexts and {len(seeds)} seeds: expected one seed a context')
-    results: list[list[Guidance]] = []
-    for start in range(0, len(contexts), BATCH):
-      part = contexts[start : start + BATCH]
-      spare = BATCH - len(part)
-      # Decision and end-of-sequence need two tokens besides the content's.
-      rows = Rows(self.config, self.params, BATCH, self.max_prompt + self.max_content + 2)
-      rows.prefill([self.prompt(context) for context in part] + [[]] * spare)
-      rows.select(np.repeat(np.arange(BATCH), branches))
-      chunks = [[self.generate_id]] * (len(part) * branches) + [[]] * (spare * branches)
-      part_seeds = [host_seed(seed, 'branch', k) for seed in seeds[start : start + BATCH] for k in range(branches)]
-      part_seeds += [0] * (spare * branches)
-      out = rows.generate(chunks, part_seeds, max_new=self.max_content + 1, stop=self.tokenizer.eos, temperature=temperature)
-      for i in range(len(part)):
-        group = []
-        for row in range(i * branches, (i + 1) * branches):
-          # Content that ran out of room is cut and closed: it is scored as written, and its length counts in full.
-          content = out.tokens[row][: self.max_content] if out.tokens[row][-1] != self.tokenizer.eos else out.tokens[row][:-1]
-          logps = (*out.logps[row][: len(content)], out.stop_logps[row])
-          text = ' '.join(self.tokenizer.decode(content).split())
-          group.append(Guidance(Decision.GENERATE, text, tuple(content), logps, float(p_generate[start + i]), 'mempi'))
-        results.append(group)
-    return results
+    requests = [
+      Request(
+        self.prompt(context),
+        self.max_content + 1,  # and end-of-sequence
+        seed=host_seed(seed, 'branch', k),
+        temperature=temperature,
+        stop=((self.tokenizer.eos,),),
+        forced=(self.generate_id,),
+      )
+      for context, seed in zip(contexts, seeds, strict=True)
+      for k in range(branches)
+    ]
+    guidances = []
+    self.engine.forget()  # the same question gives the same numbers, to the last bit
+    for i, result in enumerate(self.engine.generate(requests)):
+      # Content that ran out of room is cut and closed: it is scored as written, and its length counts in full.
+      written, logps = result.tokens[1:], result.model_logps[1:]
+      content = written[:-1] if written[-1] == self.tokenizer.eos else written[: self.max_content]
+      text = ' '.join(self.tokenizer.decode(list(content)).split())
+      logps = (*logps[: len(content)], result.stop_logp)
+      guidances.append(Guidance(Decision.GENERATE, text, content, logps, float(p_generate[i // branches]), 'mempi'))
+    return [guidances[start : start + branches] for start in range(0, len(guidances), branches)]
+
+  @property
+  def engine(self) -> Engine:
+    """What it writes with: one engine, and one cache, for all states of a policy in training."""
+    if not self._engines:
+      max_length = self.max_prompt + self.max_content + 2  # decision and end-of-sequence besides the content
+      self._engines.append(Engine(self.config, self.params, slots=self.batch_size, max_length=max_length))
+    (engine,) = self._engines
+    if engine.params is not self.params:
+      engine.params = self.params
+    return engine
 
   def guide(self, *, goal: str, observation: str, threshold: float = 0.5) -> Guidance:
     """Guidance for one context given as text; control tokens in it are plain text."""
@@ -208,7 +222,13 @@ class GuidancePolicy:
 
 
 def load_policy(
-  folder: str | Path, *, param_dtype: str = 'float32', dtype: str = 'float32', attention: str = 'auto', place: Place | None = None
+  folder: str | Path,
+  *,
+  param_dtype: str = 'float32',
+  dtype: str = 'float32',
+  attention: str = 'auto',
+  batch_size: int = 256,
+  place: Place | None = None,
 ) -> GuidancePolicy:
   """A policy from a folder that `GuidancePolicy.save` wrote.
 
@@ -216,6 +236,7 @@ def load_policy(
     folder: see `find_policy`.
     param_dtype: of the parameters in memory, whatever the files hold.
     dtype, attention: how the decoder computes, see `DecoderConfig`.
+    batch_size: see `GuidancePolicy`.
     place: where parameters live, see `load_model`.
 
   Raises FileNotFoundError naming what is missing, ValueError naming a file that is broken or does not fit the others.
@@ -236,7 +257,7 @@ def load_policy(
     config, params = load_model(folder, dtype=param_dtype, place=place)
     tokenizer, adaptation = Tokenizer.load(folder), None
   config = dataclasses.replace(config, dtype=dtype, attention=attention)
-  return GuidancePolicy(config, params, tokenizer, adaptation=adaptation, **settings)
+  return GuidancePolicy(config, params, tokenizer, adaptation=adaptation, batch_size=batch_size, **settings)
 
 
 def find_policy(path: str | Path) -> Path:

@@ -1,13 +1,44 @@
-"""Runs a batch of episodes: environments on the host, one agent for all of them."""
+"""Episodes: environments on the host, one agent for all of them, each going on as soon as it can.
+
+An episode waits for its environment or for the agent, and holds up no other: what the agent owes is generated for those that are ready,
+while environments with workers step beside it.
+"""
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
+import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from mempi_jax.types import Agent, Context, Decision, Env, Episode, Guidance, Status, Step, Task
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class _Running:
+  """An episode that has begun."""
+
+  env: Env
+  context: Context
+  last: str = ''
+  action: str = ''
+  steps: list[Step] = dataclasses.field(default_factory=list)
+
+
+class _Inline(concurrent.futures.Executor):
+  """Runs each call at once, in the caller's thread: for simulators that take microseconds."""
+
+  def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> concurrent.futures.Future:
+    future: concurrent.futures.Future = concurrent.futures.Future()
+    try:
+      future.set_result(fn(*args, **kwargs))
+    except Exception as error:  # noqa: BLE001  the future carries it, as an executor's would
+      future.set_exception(error)
+    return future
 
 
 def run_episodes(
@@ -16,68 +47,115 @@ def run_episodes(
   tasks: Sequence[Task],
   guidances: Sequence[Guidance],
   max_steps: Sequence[int],
+  *,
+  side_by_side: int = 256,
+  workers: int = 0,
 ) -> list[Episode]:
-  """Plays each task with its guidance, at most max_steps[i] actions each; all episodes run side by side.
+  """All of `stream_episodes`, in the order of the tasks."""
+  episodes = dict(stream_episodes(make_env, agent, tasks, guidances, max_steps, side_by_side=side_by_side, workers=workers))
+  return [episodes[i] for i in range(len(tasks))]
+
+
+def stream_episodes(
+  make_env: Callable[[], Env],
+  agent: Agent,
+  tasks: Sequence[Task],
+  guidances: Sequence[Guidance],
+  max_steps: Sequence[int],
+  *,
+  side_by_side: int = 256,
+  workers: int = 0,
+) -> Iterator[tuple[int, Episode]]:
+  """Plays each task with its guidance, at most max_steps[i] actions each; yields (number of the task, episode) as they end.
 
   A simulator's exception, at reset or at a step, ends its episode with status ENV_ERROR, leaves the others alone and is logged. An
   episode whose reset failed has a context without goal and observation. What `make_env` or the agent raises is passed on.
 
-  Raises ValueError when the numbers of tasks, guidances and step caps differ.
+  Args:
+    make_env: makes one environment; it is reused for later tasks.
+    agent: the frozen agent.
+    tasks, guidances, max_steps: one of each an episode.
+    side_by_side: most episodes that run at a time; the next task begins when one ends.
+    workers: threads in which environments step (simulators that wait for a process of their own); 0: in this thread, one after the other,
+      and then the order of events depends on nothing but the episodes themselves.
+
+  Raises ValueError when the numbers of tasks, guidances and step caps differ, or nothing may run.
   """
   if not len(tasks) == len(guidances) == len(max_steps):
     raise ValueError(f'{len(tasks)} tasks, {len(guidances)} guidances and {len(max_steps)} step caps: expected as many of each')
-  envs = [make_env() for _ in tasks]
-  contexts = [Context(task, '', '') for task in tasks]
-  observations: list[str | None] = [None] * len(tasks)
-  steps: list[list[Step]] = [[] for _ in tasks]
-  rewards = [0.0] * len(tasks)
-  last = [''] * len(tasks)
-  statuses: list[Status] = [Status.TRUNCATED] * len(tasks)
+  if side_by_side < 1:
+    raise ValueError(f'side_by_side is {side_by_side}: expected at least one episode at a time')
+  session = agent.begin()
+  executor = concurrent.futures.ThreadPoolExecutor(workers) if workers else _Inline()
+  begin = collections.deque(range(len(tasks)))
+  free: list[Env] = []
+  running: dict[int, _Running] = {}
+  pending: dict[concurrent.futures.Future, int] = {}  # what environments are at
+  owed = 0  # actions
 
-  def fail(i: int, error: Exception) -> None:
-    _logger.warning('task %s: the environment failed after %d steps: %r', tasks[i].task_id, len(steps[i]), error)
-    statuses[i], observations[i] = Status.ENV_ERROR, None
+  def finish(i: int, status: Status) -> tuple[int, Episode]:
+    run = running[i]
+    session.end(i)
+    del running[i]
+    if status is Status.ENV_ERROR:
+      run.env.close()  # nobody knows what state it is in
+    else:
+      free.append(run.env)
+    reward = sum(step.reward for step in run.steps)
+    return i, Episode(run.context, guidances[i], tuple(run.steps), reward, status is Status.SUCCESS, status, run.last)
+
+  def take(i: int, future: concurrent.futures.Future) -> Status | None:
+    """What an environment answered goes to the agent; the status where the episode is over."""
+    run = running[i]
+    try:
+      answer = future.result()
+    except Exception as error:  # noqa: BLE001  whatever a simulator throws is the simulator's fault, not the episode's
+      _logger.warning('task %s: the environment failed after %d steps: %r', tasks[i].task_id, len(run.steps), error)
+      return Status.ENV_ERROR
+    if isinstance(answer, Context):
+      run.context, run.last = answer, answer.observation
+      if max_steps[i] < 1:
+        return Status.TRUNCATED
+      session.start(i, run.context, guidances[i], tasks[i].seed)
+      return None
+    run.steps.append(Step(run.last, run.action, answer.reward))
+    run.last = answer.observation
+    if answer.done:
+      return Status.SUCCESS if answer.success else Status.FAILURE
+    if len(run.steps) >= max_steps[i]:
+      return Status.TRUNCATED
+    session.observe(i, run.last)
+    return None
 
   try:
-    for i, (env, task) in enumerate(zip(envs, tasks, strict=True)):
-      try:
-        contexts[i] = env.reset(task)
-      except Exception as error:  # noqa: BLE001  whatever a simulator throws is the simulator's fault, not the episode's
-        fail(i, error)
-      else:
-        last[i] = contexts[i].observation
-        observations[i] = last[i] if max_steps[i] > 0 else None
-    # The agent sees the episodes that began, and no others.
-    begun = [i for i, observation in enumerate(observations) if observation is not None]
-    session = agent.begin([contexts[i] for i in begun], [guidances[i] for i in begun], [tasks[i].seed for i in begun])
-    while any(observation is not None for observation in observations):
-      seen = [observations[i] for i in begun]
-      for i, observation, action in zip(begun, seen, session.act(seen), strict=True):
-        if observation is None:
-          continue
-        if action is None:  # the agent ran out of context
-          observations[i] = None
-          continue
-        try:
-          result = envs[i].step(action)
-        except Exception as error:  # noqa: BLE001  as above
-          fail(i, error)
-          continue
-        steps[i].append(Step(observation, action, result.reward))
-        rewards[i] += result.reward
-        observations[i] = last[i] = result.observation
-        if result.done:
-          statuses[i] = Status.SUCCESS if result.success else Status.FAILURE
-          observations[i] = None
-        elif len(steps[i]) >= max_steps[i]:
-          observations[i] = None
+    while begin or running:
+      while begin and len(running) < side_by_side:
+        i = begin.popleft()
+        running[i] = _Running(free.pop() if free else make_env(), Context(tasks[i], '', ''))
+        pending[executor.submit(running[i].env.reset, tasks[i])] = i
+      # With nothing to generate, wait for an environment; else take what is there.
+      wait = concurrent.futures.wait(pending, timeout=0 if owed else None, return_when=concurrent.futures.FIRST_COMPLETED)
+      for future in [future for future in pending if future in wait.done]:  # in the order in which they were asked
+        i = pending.pop(future)
+        status = take(i, future)
+        if status is None:
+          owed += 1
+        else:
+          yield finish(i, status)
+      if owed:
+        for i, action in session.act():
+          owed -= 1
+          if action is None:  # the agent ran out of context
+            yield finish(i, Status.TRUNCATED)
+          else:
+            running[i].action = action
+            pending[executor.submit(running[i].env.step, action)] = i
   finally:
-    for env in envs:
+    executor.shutdown(wait=True, cancel_futures=True)
+    for env in (*free, *(run.env for run in running.values())):
       env.close()
-  return [
-    Episode(context, guidance, tuple(taken), reward, status is Status.SUCCESS, status, seen)
-    for context, guidance, taken, reward, status, seen in zip(contexts, guidances, steps, rewards, statuses, last, strict=True)
-  ]
+    for i in running:  # where the caller, or the agent, stopped halfway
+      session.end(i)
 
 
 def abstained(count: int) -> list[Guidance]:

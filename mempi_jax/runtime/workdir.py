@@ -91,7 +91,7 @@ def report_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[s
   def wrapped(arguments: Sequence[str]) -> None:
     try:
       main(arguments)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
       if '--debug' in sys.argv:
         raise
       print(f'error: {error}', file=sys.stderr)

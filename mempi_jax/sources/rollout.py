@@ -116,11 +116,14 @@ class RolloutSource:
     )
     rows = [self._row(i, group, *parts) for i, group, *parts in zip(chosen, groups, content_adv, effects, old_logits, strict=True)]
     batch = self._pack(rows, valid)
-    reference = _reference(self.policy.config, self.policy.generate_id, self.policy.abstain_id)
-    batch.ref_logps[:] = np.asarray(reference(self.ref_params, batch))
+    score = _scorer(self.policy.config, self.policy.generate_id, self.policy.abstain_id)
+    batch.ref_logps[:] = np.asarray(score(self.ref_params, batch))
+    # The sampler's log-probs beside those that training computes from the same parameters.
+    gap = np.abs(np.asarray(score(self.policy.params, batch)) - batch.old_logps)
+    logp_gap = float(np.max(gap, where=batch.content_mask > 0, initial=0.0))
     rows = [dataclasses.replace(row, ref_logps=_unpack(values, row)) for row, values in zip(rows, batch.ref_logps, strict=True)]
     self.rows |= {int(i): row for i, row, ok in zip(chosen, rows, valid, strict=True) if ok}
-    return batch, self._metrics(groups, successes, rewards, content_adv, valid)
+    return batch, {**self._metrics(groups, successes, rewards, content_adv, valid), 'rollout/logp_gap': logp_gap}
 
   def _replayed(self, step: int, phase: int) -> tuple[TrainBatch, dict[str, float]]:
     """The latest groups of up to G contexts that were played up to update `step`."""
@@ -167,12 +170,31 @@ class RolloutSource:
       old_logit=float(old_logit),
     )
 
+  @property
+  def _content_sizes(self) -> tuple[int, int]:
+    """A batch has room for short contents, or for any: two shapes, so that most are not padded to the longest."""
+    return -(-self.policy.max_content // 2), self.policy.max_content
+
+  def examples(self) -> list[TrainBatch]:
+    """An empty batch of every shape that `next` gives."""
+    return [self._pack_to([], [], size) for size in self._content_sizes]
+
+  def warm_up(self) -> None:
+    """Compiles all that `next` runs, so that nothing is compiled later."""
+    agent = getattr(self.runner.agent, 'agent', self.runner.agent)
+    agent.engine.warm_up()
+    self.policy.engine.warm_up()
+    score = _scorer(self.policy.config, self.policy.generate_id, self.policy.abstain_id)
+    for batch in self.examples():
+      score(self.ref_params, batch)
+
   def _pack(self, rows: Sequence[PackedRow], valid: Sequence[bool]) -> TrainBatch:
-    """Rows of one of two shapes, for short contents and for any; what is not valid has no part in the loss."""
-    branches = self.config.branches
+    """Rows of the smallest shape that holds them; what is not valid has no part in the loss."""
     longest = max((len(content) for row in rows for content in row.contents), default=0)
-    short = -(-self.policy.max_content // 2)
-    max_content = short if longest <= short else self.policy.max_content
+    return self._pack_to(rows, valid, next(size for size in self._content_sizes if longest <= size))
+
+  def _pack_to(self, rows: Sequence[PackedRow], valid: Sequence[bool], max_content: int) -> TrainBatch:
+    branches = self.config.branches
     batch = pack(
       rows,
       self.policy.tokenizer,
@@ -218,8 +240,8 @@ def _unpack(values: np.ndarray, row: PackedRow) -> list[list[float]]:
 
 
 @functools.lru_cache
-def _reference(config: Any, generate_id: int, abstain_id: int) -> Any:
-  """Log-probs under the reference policy, f32[B, C], compiled once."""
+def _scorer(config: Any, generate_id: int, abstain_id: int) -> Any:
+  """(params, batch) -> log-probs of its targets, f32[B, C], compiled once."""
 
   @jax.jit
   def logps(params: Any, tokens: Any, branch: Any, positions: Any, decision_index: Any, score_index: Any, targets: Any) -> Any:

@@ -54,6 +54,10 @@ class SftSource:
       chosen.append(self.rows[self._order(epoch)[offset]])
     return self._pack(chosen), {'train/epoch': first / len(self.rows)}
 
+  def examples(self) -> list[TrainBatch]:
+    """An empty batch of the one shape that `next` gives."""
+    return [self._pack([])]
+
   def validation_batches(self) -> list[TrainBatch]:
     """The validation entries in batches of the training shape; the last one is padded with rows that do not count."""
     return [self._pack(self.validation_rows[i : i + self.batch_size]) for i in range(0, len(self.validation_rows), self.batch_size)]

@@ -1,26 +1,21 @@
-"""The LM agent: its transcript is the template's, its cache changes nothing, and it stops when its context is full."""
+"""The LM agent: its transcript is the template's, its cache and its slots change nothing, and it stops when its context is full."""
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mempi_jax.agents import lm
 from mempi_jax.agents.lm import LMAgent, checkpoint_hash, load_agent
-from mempi_jax.inference.engine import Rows
+from mempi_jax.inference.engine import Engine, Request
 from mempi_jax.models.hf import save_model
 from mempi_jax.policy.template import agent_prompt, agent_turn
-from mempi_jax.rollout.episode import abstained, run_episodes
+from mempi_jax.rollout.episode import abstained, run_episodes, stream_episodes
 from mempi_jax.types import Context, Decision, EnvStep, Guidance, Status, Task
 
-LIMITS = dict(context_length=128, max_action_tokens=5, temperature=1.0)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def small_batches():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(lm, 'BATCH_BUCKETS', (2, 4, 8))
-    yield
+LIMITS = dict(context_length=128, max_action_tokens=5, temperature=1.0, batch_size=8)
+SILENT = Guidance(Decision.ABSTAIN)
 
 
 @pytest.fixture(scope='module')
@@ -64,43 +59,76 @@ def actions(episodes):
   return [[step.action for step in episode.steps] for episode in episodes]
 
 
+def act_of(session, count):
+  """So many actions of a session, by key."""
+  found = {}
+  while len(found) < count:
+    answers = session.act()
+    assert answers and not set(dict(answers)) & set(found)
+    found |= dict(answers)
+  return found
+
+
 def test_actions_are_those_of_the_whole_transcript_read_anew(agent, tokenizer):
-  """Plays without a cache: at every turn the whole transcript, written down token by token, is the prompt of a new row."""
-  guidances = [Guidance(Decision.GENERATE, 'the mug is usually in the drawer.'), Guidance(Decision.ABSTAIN)]
+  """Plays without a cache: at every turn the whole transcript, written down token by token, is the prompt of a new engine."""
+  guidances = [Guidance(Decision.GENERATE, 'the mug is usually in the drawer.'), SILENT]
   episodes = play(agent, [1, 2], guidances)
   (newline,) = tokenizer.encode('\n')
   for episode, guidance in zip(episodes, guidances, strict=True):
     transcript = agent_prompt(tokenizer, episode.context, guidance)
     observations = [step.observation for step in episode.steps[1:]] + [episode.last_observation]
     for step, observation in zip(episode.steps, observations, strict=True):
-      rows = Rows(agent.config, agent.params, 2, 128)
-      out = rows.generate([transcript, []], [episode.context.task.seed, 0], max_new=5, stop=newline, temperature=1.0)
-      assert ' '.join(tokenizer.decode(out.tokens[0]).split()) == step.action
-      transcript += out.tokens[0] + ([] if out.tokens[0][-1] == newline else [newline])
+      engine = Engine(agent.config, agent.params, slots=8, max_length=128)
+      (out,) = engine.generate([Request(list(transcript), 5, seed=episode.context.task.seed, temperature=1.0, stop=((newline,),))])
+      assert ' '.join(tokenizer.decode(list(out.tokens)).split()) == step.action
+      transcript += [*out.tokens, *([] if out.tokens[-1] == newline else [newline])]
       transcript += agent_turn(tokenizer, observation)
   assert len({action for episode in actions(episodes) for action in episode}) > 4
 
 
-def test_an_episode_does_not_depend_on_the_others_or_on_compaction(agent):
-  turns = lambda task: 1 + (task.seed * 5) % 7  # from one to seven turns: the batch shrinks on the way
+def test_an_episode_does_not_depend_on_the_others_or_on_the_slots(dummy_model, tokenizer):
+  turns = lambda task: 1 + (task.seed * 5) % 7  # from one to seven turns
+  with_slots = lambda count: LMAgent(*dummy_model, tokenizer, **{**LIMITS, 'batch_size': count})
+  agent = with_slots(8)
   together = play(agent, range(8), turns=turns)
+  assert agent.engine.counters.evictions == 0
   assert sorted({len(episode.steps) for episode in together}) == [1, 2, 3, 4, 5, 6, 7]
   alone = [play(agent, [i], turns=turns)[0] for i in (7, 2, 4)]
   assert actions(alone) == [actions(together)[i] for i in (7, 2, 4)]
   order = [5, 2, 7, 0, 3, 6, 1, 4]
   shuffled = play(agent, order, turns=turns)
   assert actions(shuffled) == [actions(together)[i] for i in order]
+  # More episodes than slots: some lose theirs between two turns, and are read anew.
+  for count in (3, 1):
+    crowded = with_slots(count)
+    assert actions(play(crowded, range(8), turns=turns)) == actions(together)
+    assert crowded.engine.counters.evictions > 0
+    assert crowded.engine.running == 0 and not crowded.engine.slot_of  # all of them ended
 
 
-def test_the_batch_shrinks_when_half_of_it_is_idle(agent):
-  session = agent.begin([context(i) for i in range(8)], abstained(8), range(8))
-  session.act(['x'] * 8)
-  sizes = []
-  for alive in (5, 4, 3, 2, 1):
-    answers = session.act(['You see a mug 1.'] * alive + [None] * (8 - alive))
-    assert [answer is not None for answer in answers] == [True] * alive + [False] * (8 - alive)
-    sizes.append(len(session.slots))
-  assert sizes == [8, 4, 4, 2, 2]
+def test_a_transcript_is_read_once(dummy_model, tokenizer, monkeypatch):
+  """Over turns, only what the environment said is new."""
+  agent, tickets = LMAgent(*dummy_model, tokenizer, **LIMITS), []
+  submit = agent.engine.submit
+
+  def noted(request):
+    tickets.append(submit(request))
+    return tickets[-1]
+
+  monkeypatch.setattr(agent.engine, 'submit', noted)
+  play(agent, range(8), turns=lambda task: 5)
+  counters, prompts = agent.engine.counters, [tuple(ticket.request.prompt) for ticket in tickets]
+  assert len(prompts) == counters.requests == 8 * 5
+  distinct = len({prompt[:size] for prompt in prompts for size in range(1, len(prompt) + 1)})
+  assert counters.prefilled <= 1.1 * distinct
+  assert counters.prompt_tokens == sum(map(len, prompts)) > 2 * distinct  # what reading every turn from its beginning would take
+  # Stricter: what an action added is in the cache already, but for its last token.
+  unread, last = 0, {}
+  for ticket, prompt in zip(tickets, prompts, strict=True):
+    before = last.get(ticket.request.session)
+    unread += len(prompt) - (len(before.prompt) + len(before.result.tokens) - 1 if before else 0)
+    last[ticket.request.session] = ticket
+  assert counters.prefilled <= unread
 
 
 def test_the_seed_decides_and_guidance_matters(agent):
@@ -109,8 +137,12 @@ def test_the_seed_decides_and_guidance_matters(agent):
   guided = actions(play(agent, [1], [Guidance(Decision.GENERATE, 'the mug is usually in the drawer.')]))
   assert guided != base
   assert actions(play(agent, [1], [Guidance(Decision.ABSTAIN, 'the mug is usually in the drawer.')])) == base
-  session = [agent.begin([context(1)], abstained(1), [seed]).act(['x'])[0] for seed in range(8)]
-  assert len(set(session)) > 3
+  session = agent.begin()
+  for seed in range(8):
+    session.start(seed, context(1), SILENT, seed)
+  assert len(set(act_of(session, 8).values())) > 3
+  for seed in range(8):
+    session.end(seed)
 
 
 def test_an_episode_out_of_context_is_truncated_and_the_others_go_on(dummy_model, tokenizer):
@@ -127,10 +159,64 @@ def test_an_episode_out_of_context_is_truncated_and_the_others_go_on(dummy_model
 def test_a_first_observation_longer_than_the_context(dummy_model, tokenizer):
   agent = LMAgent(*dummy_model, tokenizer, **{**LIMITS, 'context_length': 64})
   long = Context(context(0).task, 'put a mug in shelf', 'a very long story ' * 30)
-  session = agent.begin([long, context(1)], abstained(2), [0, 1])
-  first = session.act([long.observation, context(1).observation])
+  session = agent.begin()
+  session.start(0, long, SILENT, 0)
+  session.start(1, context(1), SILENT, 1)
+  first = act_of(session, 2)
   assert first[0] is None and isinstance(first[1], str)
-  assert session.act([None, 'You see a mug 1.'])[0] is None
+  session.end(0)
+  session.observe(1, 'You see a mug 1.')
+  assert isinstance(act_of(session, 1)[1], str)
+  session.end(1)
+
+
+def test_a_session_answers_what_it_owes(agent):
+  session = agent.begin()
+  assert session.act() == []  # it has read nothing
+  for key in (70, 3, 1000):  # any numbers
+    session.start(key, context(1), SILENT, key)
+  session.end(3)  # before it has answered: nobody asks any more
+  first = act_of(session, 2)
+  assert set(first) == {70, 1000} and session.act() == []
+  # One goes on, the other waits for its environment.
+  session.observe(1000, 'You see a mug 1.')
+  assert list(act_of(session, 1)) == [1000] and session.act() == []
+  session.observe(70, 'You see a mug 1.')
+  assert list(act_of(session, 1)) == [70]
+  # An ended key may be used again, for an episode of its own.
+  session.end(70)
+  session.start(70, context(1), SILENT, 1000)
+  assert act_of(session, 1) == {70: first[1000]}
+  session.end(70)
+  session.end(1000)
+  assert agent.engine.running == 0 and not agent.engine.slot_of
+
+
+def test_sessions_side_by_side_do_not_mix(agent):
+  sessions = [agent.begin(), agent.begin()]
+  for i, session in enumerate(sessions):
+    session.start(0, context(i), SILENT, context(i).task.seed)
+  answers = [act_of(session, 1)[0] for session in sessions]
+  assert answers == [episode[0] for episode in actions(play(agent, [0, 1], turns=lambda task: 1))]
+  for session in sessions:
+    session.end(0)
+
+
+def test_a_play_that_was_broken_off(dummy_model, tokenizer):
+  """The agent's engine outlives its sessions: what a broken-off one left there changes nothing."""
+  agent = LMAgent(*dummy_model, tokenizer, **{**LIMITS, 'batch_size': 3})
+  expected = actions(play(agent, range(6)))
+  stream = stream_episodes(lambda: Talker(lambda task: 4, lambda task: task.seed % 3), agent, tasks(*range(6)), abstained(6), [10] * 6)
+  next(stream)
+  stream.close()
+  assert actions(play(agent, range(6))) == expected
+
+
+def test_a_broken_model_says_so(dummy_model, tokenizer):
+  config, params = dummy_model
+  broken = LMAgent(config, jax.tree.map(lambda leaf: leaf * jnp.nan, params), tokenizer, **LIMITS)
+  with pytest.raises(FloatingPointError, match='non-finite logits'):
+    play(broken, [1])
 
 
 def test_actions_are_plain_text(agent, tokenizer):
@@ -151,6 +237,7 @@ def test_fingerprint(agent, dummy_model, tokenizer):
     LMAgent(config, params, tokenizer, **{**LIMITS, 'context_length': 127}),
   ]
   assert variants[0].fingerprint() == agent.fingerprint()
+  assert LMAgent(config, params, tokenizer, **{**LIMITS, 'batch_size': 3}).fingerprint() == agent.fingerprint()  # changes nothing
   assert len({variant.fingerprint() for variant in variants}) == 4
 
 

@@ -1,20 +1,20 @@
-"""The generation engine: what it samples, that rows do not disturb each other, and that it compiles a handful of programs."""
+"""The generation engine: what it samples, that requests do not disturb each other, what it computes twice (nothing), and how it refuses."""
 
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mempi_jax.inference import engine
-from mempi_jax.inference.engine import Generated, Rows, bucket, sample
+from mempi_jax.inference import engine as engine_module
+from mempi_jax.inference import programs
+from mempi_jax.inference.engine import Engine, Finish, QueueFull, Request
 from mempi_jax.models.decoder import Decoder, init_params
 from mempi_jax.models.presets import preset
 
 CONFIG = preset('dummy', 24)
 STOP = 2
-ROW_LENGTH = 40
+LENGTH = 96
 
 
 @pytest.fixture(scope='module')
@@ -23,226 +23,378 @@ def params():
   return jax.tree.map(lambda leaf: leaf * 8.0 if leaf.ndim == 2 else leaf, init_params(CONFIG, jax.random.key(3)))
 
 
+def make(params, slots=8, **options):
+  return Engine(CONFIG, params, slots=slots, max_length=LENGTH, **options)
+
+
 @functools.partial(jax.jit)
 def all_logps(params, tokens):
   """tokens i32[B, T] -> f32[B, T, V], the log-probs of what follows each token, by whole rows."""
-  batch, time = tokens.shape
-  positions = jnp.broadcast_to(jnp.arange(time), (batch, time))
-  mask = jnp.broadcast_to(jnp.tril(jnp.ones((time, time), bool)), (batch, time, time))
-  hidden = Decoder(CONFIG).apply({'params': params}, tokens, positions, mask)
+  positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+  hidden = Decoder(CONFIG).apply({'params': params}, tokens, positions, None)
   return jax.nn.log_softmax(Decoder(CONFIG).apply({'params': params}, hidden, method='logits'), axis=-1)
 
 
-def score(params, transcripts):
-  """The log-prob of every token but the first of each transcript."""
-  tokens = np.zeros((8, ROW_LENGTH), np.int32)
-  for row, ids in enumerate(transcripts):
-    tokens[row, : len(ids)] = ids
-  logps = np.asarray(all_logps(params, tokens))
-  return [logps[row, np.arange(len(ids) - 1), ids[1:]] for row, ids in enumerate(transcripts)], logps
+def score(params, prompt, new):
+  """The scorer's log-probs f32[T, V] where each of the new tokens was drawn."""
+  tokens = np.zeros((1, LENGTH), np.int32)
+  ids = [*prompt, *new]
+  tokens[0, : len(ids)] = ids
+  return np.asarray(all_logps(params, tokens))[0, len(prompt) - 1 : len(ids) - 1]
 
 
-def prompts(count, seed=0):
+def prompts(count, seed=0, shortest=2, longest=40):
   rng = np.random.default_rng(seed)
-  return [rng.integers(3, CONFIG.vocab_size, rng.integers(2, 9)).tolist() for _ in range(count)]
+  return [rng.integers(3, CONFIG.vocab_size, rng.integers(shortest, longest)).tolist() for _ in range(count)]
 
 
-def generate(params, chunks, seeds, *, batch=8, max_new=6, temperature=1.0, rows=None):
-  """One turn with rows padded to a batch of 8, so that all tests share the compiled programs."""
-  rows = rows or Rows(CONFIG, params, batch, ROW_LENGTH)
-  spare = batch - len(chunks)
-  out = rows.generate([*chunks, *[[]] * spare], [*seeds, *[0] * spare], max_new=max_new, stop=STOP, temperature=temperature)
-  asked = len(chunks)
-  assert out.tokens[asked:] == [[]] * spare
-  return rows, Generated(out.tokens[:asked], out.logps[:asked], out.stop_logps[:asked])
+def requests(count, seed=0, **options):
+  return [Request(prompt, 12, seed=100 + i, **{'stop': ((STOP,),), **options}) for i, prompt in enumerate(prompts(count, seed))]
+
+
+def check(params, request, result):
+  """Every log-prob of a result is the scorer's."""
+  expected = score(params, request.prompt, result.tokens)
+  taken = expected[np.arange(len(result.tokens)), list(result.tokens)]
+  np.testing.assert_allclose(result.model_logps, taken, atol=1e-4)
+  if request.stop:
+    np.testing.assert_allclose(result.stop_logp, expected[-1, request.stop[0][-1]], atol=1e-4)
+  if request.temperature and not (request.top_k or request.top_p < 1):
+    scaled = np.asarray(jax.nn.log_softmax(expected / request.temperature, axis=-1))
+    sampled = scaled[np.arange(len(result.tokens)), list(result.tokens)]
+    sampled[: len(request.forced)] = 0.0
+    np.testing.assert_allclose(result.logps, sampled, atol=1e-4)
+  elif not request.temperature:
+    assert set(result.logps) == {0.0}
 
 
 @pytest.mark.parametrize('temperature', [0.0, 0.7, 1.0])
-def test_logps_are_the_scorers_on_every_token_over_turns(params, temperature):
-  transcripts = prompts(6)
-  counted = 0
-  rows, pending = None, transcripts
-  transcripts = [[] for _ in transcripts]
-  for turn in range(3):
-    rows, out = generate(params, pending, range(6), temperature=temperature, rows=rows)
-    scored_from = []
-    for row, chunk in enumerate(pending):
-      # The first chunk is new; later ones begin with the last sampled token, which the transcript already holds.
-      transcripts[row] += chunk if turn == 0 else chunk[1:]
-      scored_from.append(len(transcripts[row]))
-      transcripts[row] += out.tokens[row]
-    expected, logps = score(params, transcripts)
-    for row, ids in enumerate(out.tokens):
-      counted += len(ids)
-      np.testing.assert_allclose(out.logps[row], expected[row][scored_from[row] - 1 :], atol=1e-4)
-      np.testing.assert_allclose(out.stop_logps[row], logps[row, len(transcripts[row]) - 2, STOP], atol=1e-4)
-    pending = [[ids[-1], 5 + turn, 7] for ids in out.tokens]
-  assert counted > 40
+def test_logps_are_the_scorers_for_any_mix_of_requests(params, temperature):
+  asked = requests(20, temperature=temperature)
+  engine = make(params, slots=8)  # fewer slots than requests: some wait, lengths differ, buckets change
+  results = engine.generate(asked)
+  for request, result in zip(asked, results, strict=True):
+    check(params, request, result)
+  assert sum(len(result.tokens) for result in results) > 60
 
 
 def test_greedy_takes_the_most_likely_token(params):
-  _, out = generate(params, prompts(4), range(4), temperature=0.0)
-  _, logps = score(params, [prompt + ids for prompt, ids in zip(prompts(4), out.tokens, strict=True)])
-  for row, (prompt, ids) in enumerate(zip(prompts(4), out.tokens, strict=True)):
-    best = logps[row, len(prompt) - 1 : len(prompt) + len(ids) - 1].argmax(-1)
-    assert ids == best.tolist()
-
-
-def test_generation_ends_at_the_stop_token_or_at_the_limit(params):
-  _, out = generate(params, prompts(8, seed=5), range(100, 108), temperature=3.0)
-  lengths = [len(ids) for ids in out.tokens]
-  for ids in out.tokens:
-    assert STOP not in ids[:-1]
-    assert ids[-1] == STOP or len(ids) == 6
-  assert min(lengths) < 6 and max(lengths) == 6  # both endings happen
+  for request, result in zip(asked := requests(6, temperature=0.0), make(params).generate(asked), strict=True):
+    assert list(result.tokens) == score(params, request.prompt, result.tokens).argmax(-1).tolist()
 
 
 @pytest.mark.parametrize('temperature', [0.0, 1.0])
-def test_output_depends_neither_on_the_other_rows_nor_on_the_slot(params, temperature):
-  chunks, seeds = prompts(8), list(range(50, 58))
-  _, together = generate(params, chunks, seeds, temperature=temperature)
-  order = [3, 7, 0, 5, 1, 6, 2, 4]
-  _, shuffled = generate(params, [chunks[i] for i in order], [seeds[i] for i in order], temperature=temperature)
-  assert [shuffled.tokens[order.index(i)] for i in range(8)] == together.tokens
-  for i in range(8):
-    _, alone = generate(params, [chunks[i]], [seeds[i]], temperature=temperature)
-    assert alone.tokens[0] == together.tokens[i]
-    np.testing.assert_allclose(alone.logps[0], together.logps[i], atol=1e-4)
-  if temperature:  # the rows are not all the same, and the seed matters
-    _, reseeded = generate(params, chunks, [seed + 1 for seed in seeds], temperature=temperature)
-    assert len({tuple(ids) for ids in together.tokens}) > 4
-    assert reseeded.tokens != together.tokens
+def test_a_result_depends_neither_on_the_others_nor_on_slots(params, temperature):
+  asked = requests(12, temperature=temperature)
+  together = make(params, slots=8).generate(asked)
+  order = np.random.default_rng(1).permutation(12)
+  shuffled = make(params, slots=5).generate([asked[i] for i in order])
+  assert [shuffled[list(order).index(i)].tokens for i in range(12)] == [result.tokens for result in together]
+  for i in (0, 5, 11):
+    (alone,) = make(params, slots=1).generate([asked[i]])
+    assert alone.tokens == together[i].tokens
+    np.testing.assert_allclose(alone.logps, together[i].logps, atol=1e-4)
+  if temperature:  # they are not all the same, and the seed matters
+    reseeded = make(params).generate([Request(r.prompt, 12, seed=r.seed + 50, stop=r.stop) for r in asked])
+    assert len({result.tokens for result in together}) > 8
+    assert [result.tokens for result in reseeded] != [result.tokens for result in together]
 
 
-def test_selected_rows_go_on_as_if_nothing_had_happened(params):
-  chunks = prompts(8)
-  rows, first = generate(params, chunks, range(8))
-  follow = [[ids[-1], 9, 4] for ids in first.tokens]
-  lengths = rows.lengths.copy()
-  _, expected = generate(params, follow, range(8), rows=rows)
-  again, second = generate(params, chunks, range(8))
-  assert second.tokens == first.tokens
-  keep = [6, 1, 1, 4]  # fewer rows, another order, one of them twice
-  again.select(keep + [0] * 4)
-  np.testing.assert_array_equal(again.lengths[:4], lengths[keep])
-  _, out = generate(params, [follow[i] for i in keep], keep, rows=again)
-  assert out.tokens == [expected.tokens[i] for i in keep]
-  for row, i in enumerate(keep):
-    np.testing.assert_allclose(out.logps[row], expected.logps[i], atol=1e-4)
+def test_requests_of_every_kind_share_a_batch(params):
+  """Each keeps its own temperature, cut, stops and forced tokens."""
+  kinds = [
+    {'temperature': 0.0},
+    {'temperature': 0.5},
+    {'top_k': 3},
+    {'top_p': 0.6},
+    {'forced': (7, 8)},
+    {'stop': ((5, 6), (9,))},
+    {'stop': ()},
+    {'temperature': 2.0, 'top_k': 5, 'top_p': 0.9},
+  ]
+  asked = [
+    Request(**{'prompt': prompt, 'max_new': 12, 'seed': i, 'stop': ((STOP,),), **kind})
+    for i, (prompt, kind) in enumerate(zip(prompts(8), kinds, strict=True))
+  ]
+  together = make(params).generate(asked)
+  for request, result in zip(asked, together, strict=True):
+    check(params, request, result)
+    assert make(params).generate([request])[0].tokens == result.tokens
+  assert together[4].tokens[:2] == (7, 8) and together[4].logps[:2] == (0.0, 0.0) and len(together[4].tokens) <= 14
 
 
-def test_a_resting_row_is_left_alone(params):
-  chunks = prompts(8)
-  rows, first = generate(params, chunks, range(8))
-  _, expected = generate(params, [[ids[-1], 9] for ids in first.tokens], range(8), rows=rows)
-  rows, first = generate(params, chunks, range(8))
-  even = [[ids[-1], 9] if row % 2 == 0 else [] for row, ids in enumerate(first.tokens)]
-  odd = [[ids[-1], 9] if row % 2 else [] for row, ids in enumerate(first.tokens)]
-  _, out_even = generate(params, even, range(8), rows=rows)
-  _, out_odd = generate(params, odd, range(8), rows=rows)
-  assert all(out_even.tokens[row] == [] and out_even.logps[row] == [] for row in range(1, 8, 2))
-  assert [(out_odd if row % 2 else out_even).tokens[row] for row in range(8)] == expected.tokens
+def test_only_the_most_likely_tokens_are_drawn_with_top_k_and_top_p(params):
+  prompt = prompts(1, seed=4)[0]
+  logps = score(params, prompt, [0])[0]
+  order = np.argsort(-logps)
+  nucleus = order[: int(np.sum(np.cumsum(np.exp(logps[order])) - np.exp(logps[order]) < 0.6))]
+  first = lambda **kind: {result.tokens[0] for result in make(params, slots=32).generate([Request(prompt, 1, seed=i, **kind) for i in range(96)])}
+  assert first(top_k=3) == set(order[:3].tolist())
+  assert first(top_p=0.6) == set(nucleus.tolist())
+  assert len(first()) > 6
 
 
-def test_a_full_row_may_rest_while_others_go_on(params):
-  rows = Rows(CONFIG, params, 8, ROW_LENGTH)
-  rows.prefill([[3] * ROW_LENGTH, [4] * 3, *[[]] * 6])
-  rest = [[], [5, 6], *[[]] * 6]
-  out = rows.generate(rest, [0] * 8, max_new=6, stop=STOP, temperature=0.0)
-  _, expected = generate(params, [[4, 4, 4, 5, 6]], [0], temperature=0.0)
-  assert out.tokens[1] == expected.tokens[0] and out.tokens[0] == []
-  assert rows.lengths[0] == ROW_LENGTH
+def test_forced_tokens_come_first_and_are_scored(params):
+  (result,) = make(params).generate([Request(prompts(1)[0], 3, seed=1, forced=(4, STOP, 9), stop=((STOP,),))])
+  assert result.tokens[:3] == (4, STOP, 9)  # a forced stop token stops nothing
+  assert 4 <= len(result.tokens) <= 6
+  check(params, Request(prompts(1)[0], 3, seed=1, forced=(4, STOP, 9), stop=((STOP,),)), result)
 
 
-def test_a_row_out_of_context_is_named_before_anything_changes(params):
-  rows, first = generate(params, prompts(8), range(8))
-  lengths = rows.lengths.copy()
-  chunks = [[1, 2], [1] * 33, *[[]] * 6]
-  with pytest.raises(ValueError, match=rf'row 1 needs {lengths[1]} \+ 33 \+ 6 tokens, more than the context length of 40'):
-    rows.generate(chunks, [0] * 8, max_new=6, stop=STOP, temperature=0.0)
-  np.testing.assert_array_equal(rows.lengths, lengths)
-  _, out = generate(params, [[ids[-1], 9] for ids in first.tokens], range(8), rows=rows)
-  assert all(out.tokens)
+def test_stop_sequences_of_several_tokens(params):
+  free = make(params).generate([Request(prompt, 30, seed=i) for i, prompt in enumerate(prompts(8))])
+  for i, result in enumerate(free):
+    pair = result.tokens[6:8]
+    (stopped,) = make(params).generate([Request(prompts(8)[i], 30, seed=i, stop=((1, 1, 1, 1), pair))])
+    where = next(k for k in range(29) if result.tokens[k : k + 2] == pair)
+    assert stopped.tokens == result.tokens[: where + 2] and stopped.finish is Finish.STOP
 
 
-def test_a_context_can_be_filled_to_its_last_token(params):
-  chunks = [[3, 5] * 17]  # 34 tokens and 6 new ones in a context of 40
-  _, out = generate(params, chunks, [1], temperature=0.0)
-  expected, _ = score(params, [chunks[0] + out.tokens[0]])
-  np.testing.assert_allclose(out.logps[0], expected[0][33:], atol=1e-4)
+def test_endings(params):
+  results = make(params).generate(requests(16, seed=5, temperature=3.0))
+  for result in results:
+    assert STOP not in result.tokens[:-1]
+    assert (result.finish is Finish.STOP) == (result.tokens[-1] == STOP)
+    assert result.finish is Finish.STOP or len(result.tokens) == 12
+  assert {result.finish for result in results} == {Finish.STOP, Finish.LENGTH}
 
 
-def test_long_tails_computed_apart_change_nothing(params):
-  """A few rows with longer chunks than the others go on after them; every row ends as if it were alone."""
-  chunks = [*prompts(14, seed=5), list(range(3, 23)), list(range(22, 3, -1))]
-  rows = Rows(CONFIG, params, 16, ROW_LENGTH)
-  before = engine._prefill_some._cache_size()
-  logits = rows.prefill(chunks)
-  assert engine._prefill_some._cache_size() == before + 1
-  assert rows.lengths.tolist() == [len(ids) for ids in chunks]
-  _, expected = score(params, chunks[8:])
-  for row in range(8, 16):
-    np.testing.assert_allclose(jax.nn.log_softmax(logits[row]), expected[row - 8, len(chunks[row]) - 1], atol=1e-4)
-  out = rows.generate([[7]] * 16, range(16), max_new=4, stop=STOP, temperature=0.0)  # the cache is right, too
-  expected, _ = score(params, [chunks[row] + [7] + out.tokens[row] for row in range(8, 16)])
-  for row in range(8, 16):
-    np.testing.assert_allclose(out.logps[row], expected[row - 8][len(chunks[row]) :], atol=1e-4)
+def test_long_prompts_go_in_pieces_and_a_transcript_fills_its_slot_to_the_end(params):
+  prompt = prompts(1, shortest=80, longest=81)[0]  # longer than the widest prefill
+  request = Request(prompt, LENGTH - 80, seed=3)
+  engine = make(params, slots=2)
+  assert engine.plan.widths[-1] < 80
+  (result,) = engine.generate([request])
+  assert len(result.tokens) == LENGTH - 80
+  check(params, request, result)
 
 
-def test_broken_parameters_are_an_error(params):
-  broken = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
-  with pytest.raises(FloatingPointError, match='non-finite log-probs for row 0'):
-    generate(broken, prompts(8), range(8))
+# What is computed once.
 
 
-def test_fixed_shapes_compile_once(params):
-  compiled = lambda: engine._prefill._cache_size() + engine._decode._cache_size()
-  turn = lambda seed: generate(params, prompts(8, seed), range(seed, seed + 8), temperature=0.5)
-  rows, out = turn(0)
-  generate(params, [[ids[-1], 9] for ids in out.tokens], range(8), rows=rows)
-  warm = compiled()
-  assert warm > 0
-  for seed in range(1, 6):  # other texts, lengths, seeds and temperatures, a second turn: the same programs
-    rows, out = turn(seed)
-    generate(params, [[ids[-1], 9] for ids in out.tokens], range(8), rows=rows, temperature=0.0)
-  assert compiled() == warm
-  generate(params, prompts(4), range(4), batch=4)
-  assert compiled() > warm  # the counter does count
+def distinct(transcripts):
+  """Tokens of the tree that the transcripts make."""
+  return len({tuple(ids[: i + 1]) for ids in transcripts for i in range(len(ids))})
 
 
-# Sampling.
+def test_turns_compute_new_tokens_alone(params):
+  engine = make(params, slots=8)
+  transcripts = prompts(8, shortest=20)
+  drawn = 0
+  for turn in range(5):
+    asked = [Request(list(ids), 4, seed=i, stop=((STOP,),), session=i) for i, ids in enumerate(transcripts)]
+    results = engine.generate(asked)
+    for i, (request, result) in enumerate(zip(asked, results, strict=True)):
+      check(params, request, result)
+      drawn += len(result.tokens)
+      transcripts[i] = [*transcripts[i], *result.tokens, 3 + turn, 4]
+  read = distinct(transcripts) - 2 * 8 - drawn  # what the last turn appended was never read; what was drawn was not prefilled
+  assert engine.counters.prompt_tokens > 3 * read
+  # The last token that is drawn in a turn enters the cache with the next turn's.
+  assert read <= engine.counters.prefilled <= read + 5 * 8
 
 
-def draw(probabilities, count, temperature=1.0):
-  logits = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities, jnp.float32)), (count, len(probabilities)))
-  seeds, positions = jnp.arange(count, dtype=jnp.uint32), jnp.full(count, 7, jnp.int32)
-  return np.asarray(sample(logits, seeds, positions, jnp.float32(temperature)))
+def test_a_lost_slot_is_read_anew_and_changes_nothing(params):
+  def play(slots):
+    engine, transcripts = make(params, slots=slots), prompts(6)
+    for turn in range(4):
+      results = engine.generate([Request(list(ids), 4, seed=i, session=i) for i, ids in enumerate(transcripts)])
+      transcripts = [[*ids, *result.tokens, 3 + turn] for ids, result in zip(transcripts, results, strict=True)]
+    return transcripts, engine.counters
+
+  (roomy, kept), (tight, lost) = play(6), play(2)
+  assert roomy == tight
+  assert kept.evictions == 0 and lost.evictions > 10 and lost.prefilled > 2 * kept.prefilled
 
 
-def test_frequencies_follow_the_distribution_and_the_temperature():
-  probabilities = np.array([0.5, 0.0, 0.3, 0.15, 0.05])
-  for temperature in (1.0, 0.5, 2.0):
-    expected = np.where(probabilities > 0, probabilities ** (1 / temperature), 0.0)
-    found = np.bincount(draw(probabilities, 20_000, temperature), minlength=5) / 20_000
-    np.testing.assert_allclose(found, expected / expected.sum(), atol=0.015)
-  assert set(draw(probabilities, 50, 0.0)) == {0}
+def test_a_prompt_is_computed_once_for_all_its_branches(params):
+  prompt = prompts(1, shortest=39)[0]
+  engine = make(params, slots=8)
+  results = engine.generate([Request(prompt, 8, seed=k, forced=(5,)) for k in range(8)])
+  assert engine.counters.prefilled == len(prompt) and engine.counters.copied == 7 * len(prompt)
+  for k, result in enumerate(results):
+    check(params, Request(prompt, 8, seed=k, forced=(5,)), result)
+    assert make(params).generate([Request(prompt, 8, seed=k, forced=(5,))])[0].tokens == result.tokens
+  assert len({result.tokens for result in results}) > 4
 
 
-@pytest.mark.parametrize('uniform', [0.0, 1.0 - 2.0**-24, 1.0 - 2.0**-23])
-def test_the_ends_of_the_unit_interval_draw_possible_tokens(monkeypatch, uniform):
-  monkeypatch.setattr(jax.random, 'uniform', lambda key: jnp.float32(uniform))
-  # Impossible tokens at both ends; many equal ones between them, whose float32 sum is not exactly 1.
-  logits = jnp.where((jnp.arange(1000) > 2) & (jnp.arange(1000) < 990), 0.0, -jnp.inf)[None]
-  drawn = int(sample(logits, jnp.zeros(1, jnp.uint32), jnp.zeros(1, jnp.int32), jnp.float32(1.0))[0])
-  assert 2 < drawn < 990
+def test_a_common_beginning_is_computed_once(params):
+  common = prompts(1, shortest=39)[0]
+  asked = [Request([*common, *tail], 6, seed=i) for i, tail in enumerate(prompts(8, seed=2, longest=10))]
+  engine = make(params, slots=8)
+  results = engine.generate(asked)
+  assert engine.counters.prefilled == distinct(request.prompt for request in asked) < sum(len(request.prompt) for request in asked) / 3
+  for request, result in zip(asked, results, strict=True):
+    check(params, request, result)
+  # And again later, from what finished requests left behind.
+  before = engine.counters.prefilled
+  later = Request([*common, 9, 9, 9], 6, seed=1)
+  check(params, later, engine.generate([later])[0])
+  assert engine.counters.prefilled - before <= 3
 
 
-def test_each_position_draws_anew():
-  logits = jnp.zeros((64, 50))
-  at = lambda position: np.asarray(sample(logits, jnp.arange(64, dtype=jnp.uint32), jnp.full(64, position, jnp.int32), jnp.float32(1.0)))
-  assert (at(3) == at(3)).all()
-  assert (at(3) != at(4)).sum() > 50
+def test_new_parameters_forget_what_old_ones_computed(params):
+  engine, asked = make(params), requests(3)
+  engine.generate(asked)
+  engine.params = other = jax.tree.map(lambda leaf: leaf * 1.1, params)
+  for request, result in zip(asked, engine.generate(asked), strict=True):
+    check(other, request, result)
+  ticket = engine.submit(asked[0])
+  with pytest.raises(RuntimeError, match='1 requests are running'):
+    engine.params = params
+  while ticket.result is None:
+    engine.step()
 
 
-def test_buckets():
-  assert [bucket(size, (1, 16, 32)) for size in (0, 1, 2, 16, 17, 33, 64, 65)] == [1, 1, 16, 16, 32, 64, 64, 96]
+def test_programs_are_compiled_ahead_and_never_again(params):
+  engine = make(params, slots=24)
+  assert engine.warm_up() == engine.counters.compilations > 8
+  before = programs.compiled()
+  for seed in range(4):
+    engine.generate(requests(40, seed=seed, temperature=float(seed % 2)))
+    engine.generate([Request(prompt, 5, seed=1, session=i) for i, prompt in enumerate(prompts(9, seed=seed, longest=80))])
+    engine.generate([Request(prompts(1, seed=seed, shortest=39)[0], 5, seed=k) for k in range(5)])
+  assert programs.compiled() == before
+  engine.generate(requests(2, top_k=3))
+  assert programs.compiled() > before  # the counter does count
+
+
+def test_warming_up_leaves_the_cache_as_it_is(params):
+  engine = make(params)
+  (first,) = engine.generate([Request(prompts(1)[0], 6, seed=1, session='a')])
+  engine.warm_up()
+  transcript = [*prompts(1)[0], *first.tokens, 5]
+  before = engine.counters.prefilled
+  request = Request(transcript, 6, seed=1, session='a')
+  check(params, request, engine.generate([request])[0])
+  assert engine.counters.prefilled - before == 2
+
+
+# What cannot be served.
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'prompt': []}, 'an empty prompt'),
+    ({'prompt': [3] * 90}, '90 prompt tokens and 12 new ones are 102, more than the max_length of 96'),
+    ({'max_new': -1}, 'max_new -1'),
+    ({'temperature': -0.5}, 'temperature -0.5'),
+    ({'temperature': float('nan')}, 'temperature nan'),
+    ({'top_p': 0.0}, 'top_p 0.0'),
+    ({'top_k': -2}, 'top_k -2'),
+    ({'prompt': [3, 24]}, 'token ids from 2 to 24: expected 0 to 23'),
+    ({'forced': (-1,)}, 'token ids from -1'),
+    ({'forced': (3,) * 9}, '9 forced tokens: expected at most 8'),
+    ({'stop': ((),)}, r'stop sequences of \[0\] tokens'),
+    ({'stop': ((1,),) * 5}, 'expected at most 4'),
+  ],
+)
+def test_bad_requests_are_refused_and_harm_nobody(params, change, message):
+  engine, good = make(params), requests(3)
+  tickets = [engine.submit(request) for request in good]
+  engine.step()
+  with pytest.raises(ValueError, match=message):
+    engine.submit(Request(**{'prompt': [3, 4], 'max_new': 12, 'stop': ((STOP,),), **change}))
+  while any(ticket.result is None for ticket in tickets):
+    engine.step()
+  assert [ticket.result for ticket in tickets] == make(params).generate(good)
+
+
+def test_no_new_tokens(params):
+  engine = make(params)
+  (result,) = engine.generate([Request([3, 4], 0)])
+  assert (result.tokens, result.finish) == ((), Finish.LENGTH) and np.isnan(result.stop_logp)
+  assert engine.counters.prefilled == 0
+  (forced,) = engine.generate([Request([3, 4], 0, forced=(5,))])
+  assert forced.tokens == (5,)
+  check(params, Request([3, 4], 0, forced=(5,)), forced)
+
+
+def test_cancelled_requests_leave_the_others_alone(params):
+  asked = requests(12, stop=())
+  expected = make(params).generate(asked)
+  engine = make(params, slots=4)
+  tickets = [engine.submit(request) for request in asked]
+  tickets[11].cancel()  # waiting
+  engine.step()
+  tickets[1].cancel()  # running
+  ended = engine.step()
+  assert tickets[1] in ended and tickets[1].result.finish is Finish.CANCELLED
+  while any(ticket.result is None for ticket in tickets):
+    engine.step()
+  for i, ticket in enumerate(tickets):
+    if i not in (1, 11):
+      assert ticket.result.tokens == expected[i].tokens
+  assert tickets[11].result == engine_module.Result((), (), (), tickets[11].result.stop_logp, Finish.CANCELLED)
+  tickets[0].cancel()  # done: stays as it is
+  engine.step()
+  assert tickets[0].result.finish is Finish.LENGTH and engine.running == 0
+
+
+def test_a_full_queue(params):
+  engine = make(params, slots=2, max_queue=3)
+  tickets = [engine.submit(request) for request in requests(3)]
+  with pytest.raises(QueueFull, match='3 requests are waiting'):
+    engine.submit(requests(4)[3])
+  engine.step()  # two of them found a slot
+  tickets.append(engine.submit(requests(4)[3]))
+  while any(ticket.result is None for ticket in tickets):
+    engine.step()
+  assert [ticket.result.tokens for ticket in tickets] == [result.tokens for result in make(params).generate(requests(4))]
+
+
+def test_a_request_whose_logits_are_not_finite_is_named_and_fails_alone(params):
+  # One embedding row is broken, so only those that meet this token are.
+  broken = params | {'embedding': params['embedding'].at[23].set(np.nan)}
+  untied = Engine(CONFIG, broken, slots=4, max_length=LENGTH)
+  asked = [Request([5, 6, 7], 4, seed=1), Request([5, 23, 7], 4, seed=1)]
+  tickets = [untied.submit(request) for request in asked]
+  while any(ticket.result is None for ticket in tickets):
+    untied.step()
+  # The embedding is the output matrix too: here everything breaks, and every request says so.
+  assert all(ticket.result.finish is Finish.ERROR for ticket in tickets)
+  assert tickets[1].result.error == 'request 1: the model gave non-finite logits at its token 0'
+  with pytest.raises(FloatingPointError, match='request 2: the model gave non-finite logits at its token 0'):
+    untied.generate([asked[0]])
+
+
+def test_one_broken_request_among_good_ones(params, monkeypatch):
+  good = requests(4)
+  expected = make(params).generate(good)
+  engine = make(params)
+  tickets = [engine.submit(request) for request in good]
+  real = programs.decode
+
+  def decode(*arguments, **options):
+    counts, drawn, new = real(*arguments, **options)
+    broken = np.asarray(drawn.model_logp).copy()
+    if tickets[2].result is None:
+      row = [slot for slot, owner in enumerate(engine.owner) if owner is not None].index(tickets[2].slot)
+      broken[row, 1] = np.nan
+    return counts, drawn._replace(model_logp=broken), new
+
+  decode._cache_size = real._cache_size
+  monkeypatch.setattr(programs, 'decode', decode)
+  monkeypatch.setattr(engine.plan.__class__, 'decode', lambda self, rows: self.decode_rows[-1])
+  while any(ticket.result is None for ticket in tickets):
+    engine.step()
+  assert tickets[2].result.finish is Finish.ERROR and 'request 2: the model gave non-finite logits at its token 2' in tickets[2].result.error
+  assert [tickets[i].result.tokens for i in (0, 1, 3)] == [expected[i].tokens for i in (0, 1, 3)]
+
+
+def test_a_cache_that_cannot_fit_says_what_would(params, monkeypatch):
+  monkeypatch.setattr(engine_module, '_free_host_memory', lambda: 100_000)
+  with pytest.raises(MemoryError, match=r'8 slots of 96 tokens needs 0\.00 GB, 0\.00 GB are free: 4 slots of that length would fit'):
+    make(params)
+  with pytest.raises(ValueError, match='at least one slot'):
+    make(params, slots=0)
+
+
+def test_the_cache_is_as_large_as_predicted(params):
+  engine = make(params, slots=8)
+  size = lambda: sum(leaf.nbytes for leaf in jax.tree.leaves(engine.store))
+  assert engine.cache_bytes == size() == 2 * 2 * 8 * LENGTH * 16 * 4  # layers, keys and values, slots, tokens, one head of 16, float32
+  engine.generate(requests(20))
+  assert size() == engine.cache_bytes
+  assert '8 slots of 96 tokens, a cache of 0.2 MB' in engine.describe()

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mempi_jax.models.decoder import Decoder, init_cache
+from mempi_jax.inference import cache
+from mempi_jax.models.decoder import Decoder
 from mempi_jax.models.hf import load_model, read_config, tensors_of
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -121,13 +122,22 @@ def our_figures(case, config, params):
 
 
 def decoded_logits(config, params, tokens):
-  """Logits f32[B, T, V] by way of the key-value cache: a chunk of five tokens, then one by one."""
-  extend = jax.jit(lambda tokens, lengths, cache: Decoder(config).apply({'params': params}, tokens, lengths, cache, method='extend'))
-  cache, parts, done = init_cache(config, BATCH, TIME), [], 0
-  for size in [5] + [1] * (TIME - 5):
-    hidden, cache = extend(tokens[:, done : done + size], np.full(BATCH, done, np.int32), cache)
-    parts.append(hidden)
-    done += size
+  """Logits f32[B, T, V] by way of the key-value cache: a chunk of five tokens, then one by one, in runs of four that are written behind it."""
+  extend, step = (
+    jax.jit(lambda *arguments, method=method: Decoder(config).apply({'params': params}, *arguments, method=method))
+    for method in ('extend', 'step')
+  )
+  rows, full = np.arange(BATCH), lambda number: np.full(BATCH, number, np.int32)
+  hidden, new = extend(tokens[:, :5], full(0), None)
+  store = cache.write(cache.init_store(config, BATCH, TIME), rows, full(0), full(5), new)
+  parts, done = [hidden], 5
+  while done < TIME:
+    count, past, recent = min(4, TIME - done), cache.widen(store, config.dtype), cache.recent_cache(config, BATCH, 4)
+    for index in range(count):
+      hidden, recent = step(tokens[:, done + index], full(done), past, recent, np.int32(index))
+      parts.append(hidden[:, None])
+    store = cache.write(store, rows, full(done), full(count), recent)
+    done += count
   return Decoder(config).apply({'params': params}, jnp.concatenate(parts, axis=1), method='logits')
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from mempi_jax.inference.engine import Rows
+from mempi_jax.inference.engine import Engine, Request
 from mempi_jax.models.decoder import Decoder, count_params, init_params, stack_layers, unstack_layers
 from mempi_jax.models.gguf import load_gguf, load_gguf_tokenizer
 from mempi_jax.models.hf import load_model, save_model
@@ -166,14 +166,18 @@ def test_the_file_is_read_as_transformers_reads_it(gguf_path, model, tokenizer):
 
 
 def test_greedy_text_equals_that_of_transformers(model, theirs, tokenizer):
-  """Two turns: the second one is appended to the cache of the first."""
+  """Two turns: the second one goes on from the cache of the first."""
   config, params = model
   stop, new = tokenizer.eos_token_id, (64, 24)
   chats = [[{'role': 'user', 'content': prompt}] for prompt in PROMPTS]
   prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
-  rows = Rows(config, params, len(prompts), 512)
-  seeds = range(len(prompts))
-  first = rows.generate(prompts, seeds, max_new=new[0], stop=stop, temperature=0.0).tokens
+  engine = Engine(config, params, slots=len(prompts), max_length=512)
+
+  def ours(rows, count):
+    requests = [Request(ids, count, temperature=0.0, stop=((stop,),), session=i) for i, ids in enumerate(rows)]
+    return [list(result.tokens) for result in engine.generate(requests)]
+
+  first = ours(prompts, new[0])
 
   def continue_greedily(rows, count):
     padded = tokenizer.pad({'input_ids': rows}, padding_side='left', return_tensors='pt')
@@ -183,8 +187,11 @@ def test_greedy_text_equals_that_of_transformers(model, theirs, tokenizer):
   assert first == continue_greedily(prompts, new[0])
   turn = tokenizer('\n<|im_start|>user\nAre you sure?<|im_end|>\n<|im_start|>assistant\n')['input_ids']
   between = [([] if ids[-1] == stop else [stop]) + turn for ids in first]
-  second = rows.generate([[ids[-1], *more] for ids, more in zip(first, between)], seeds, max_new=new[1], stop=stop, temperature=0.0).tokens
-  assert second == continue_greedily([ids + said + more for ids, said, more in zip(prompts, first, between)], new[1])
+  longer = [ids + said + more for ids, said, more in zip(prompts, first, between)]
+  read = engine.counters.prefilled
+  second = ours(longer, new[1])
+  assert second == continue_greedily(longer, new[1])
+  assert engine.counters.prefilled - read == sum(1 + len(more) for more in between)  # the last token drawn was not in the cache yet
   report('tokens equal in turn one and two', f'{sum(map(len, first))}, {sum(map(len, second))}')
   report('first answer', repr(tokenizer.decode(first[0])))
   assert 'Paris' in tokenizer.decode(first[0])

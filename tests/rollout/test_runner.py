@@ -12,6 +12,11 @@ SILENT = Guidance(Decision.ABSTAIN)
 class Env:
   """Solved by the action 'win'."""
 
+  open = 0
+
+  def __init__(self):
+    Env.open += 1
+
   def reset(self, task):
     return Context(task, 'goal', f'start of {task.task_id}')
 
@@ -20,24 +25,41 @@ class Env:
     return EnvStep(f'after {action}', float(won), won, won)
 
   def close(self):
-    pass
+    Env.open -= 1
+
+
+@pytest.fixture(autouse=True)
+def every_environment_is_closed():
+  Env.open = 0
+  yield
+  assert Env.open == 0
 
 
 class Agent:
-  """Wins at once when its guidance says so; counts the rows that it was given."""
+  """Wins at once when its guidance says so; notes the episodes that it was given, and how many ran at a time."""
 
   def __init__(self):
-    self.rows = []
+    self.started, self.most = [], 0
 
-  def begin(self, contexts, guidances, seeds):
-    self.rows.append(len(contexts))
-    actions = ['win' if 'win' in g.text and g.decision is Decision.GENERATE else f'wait {seed}' for g, seed in zip(guidances, seeds, strict=True)]
+  def begin(self):
+    self.actions, self.owed = {}, []
+    return self
 
-    class Session:
-      def act(self, observations):
-        return [None if o is None else a for o, a in zip(observations, actions, strict=True)]
+  def start(self, key, context, guidance, seed):
+    self.started.append((context.task.task_id, seed, guidance))
+    self.actions[key] = 'win' if 'win' in guidance.text and guidance.decision is Decision.GENERATE else f'wait {seed}'
+    self.most = max(self.most, len(self.actions))
+    self.owed.append(key)
 
-    return Session()
+  def observe(self, key, observation):
+    self.owed.append(key)
+
+  def act(self):
+    owed, self.owed = self.owed, []
+    return [(key, self.actions[key]) for key in owed]
+
+  def end(self, key):
+    self.actions.pop(key, None)
 
 
 def say(text):
@@ -55,25 +77,56 @@ def test_equal_episodes_run_once_and_keep_their_own_guidance():
   episodes = runner.run([task('a')] * 5, guidances)
   assert [e.success for e in episodes] == [True, True, False, False, False]
   assert [e.guidance for e in episodes] == guidances
-  assert agent.rows == [3] and runner.episodes_run == 3  # win, no, silence (an abstained text is never read)
+  assert len(agent.started) == runner.episodes_run == 3  # win, no, silence (an abstained text is never read)
   assert runner.steps_run == 1 + 2 + 2
 
 
-def test_seed_and_task_tell_episodes_apart_and_batches_are_cut():
+def test_seed_and_task_tell_episodes_apart_and_few_run_side_by_side():
   agent = Agent()
   runner = Runner(Env, agent, lambda task: 1, batch_size=2)
   episodes = runner.run([task('a'), task('a', 1), task('b')], [SILENT] * 3)
-  assert agent.rows == [2, 1]
+  assert agent.started == [('a', 0, SILENT), ('a', 1, SILENT), ('b', 0, SILENT)] and agent.most == 2
   assert [e.steps[0].action for e in episodes] == ['wait 0', 'wait 1', 'wait 0']
   assert [e.context.observation for e in episodes] == ['start of a', 'start of a', 'start of b']
 
 
-@pytest.mark.parametrize('remember, runs', [(True, [1]), (False, [1, 1])])
+@pytest.mark.parametrize('remember, runs', [(True, 1), (False, 2)])
 def test_remembering(remember, runs):
   agent = Agent()
   runner = Runner(Env, agent, lambda task: 1, batch_size=2, remember=remember)
   first, second = runner.run([task('a')], [say('x')]), runner.run([task('a')], [say('x')])
-  assert first == second and agent.rows == runs
+  assert first == second and len(agent.started) == runner.episodes_run == runs
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_stream_comes_in_order_whatever_ends_first(workers):
+  runner = Runner(Env, Agent(), lambda task: task.seed, batch_size=3, workers=workers)  # an episode of as many steps as its seed says
+  tasks = [task('a', n) for n in (5, 1, 3, 1, 2, 5, 4)]
+  episodes = list(runner.stream(tasks, [SILENT] * 7))
+  assert [e.context.task for e in episodes] == tasks
+  assert [len(e.steps) for e in episodes] == [5, 1, 3, 1, 2, 5, 4]
+  assert runner.episodes_run == 5
+
+
+def test_a_stream_plays_no_further_than_it_is_read():
+  agent = Agent()
+  runner = Runner(Env, agent, lambda task: 2, batch_size=1, remember=True)
+  guidances = [say('x'), say('x'), say('y'), SILENT]
+  stream = runner.stream([task('a')] * 4, guidances)
+  assert next(stream).guidance is guidances[0] and runner.episodes_run == 1
+  assert next(stream).guidance is guidances[1] and runner.episodes_run == 1  # played already
+  assert next(stream).guidance is guidances[2] and runner.episodes_run == 2
+  stream.close()
+  # What was played is remembered; the rest is played when it is asked for.
+  assert [e.guidance for e in runner.run([task('a')] * 4, guidances)] == guidances
+  assert runner.episodes_run == 3 and [text for _, _, text in agent.started] == [say('x'), say('y'), SILENT]
+
+
+def test_nothing_to_play():
+  agent = Agent()
+  assert Runner(Env, agent, lambda task: 1, batch_size=2).run([], []) == [] and agent.started == []
+  with pytest.raises(ValueError):
+    Runner(Env, agent, lambda task: 1, batch_size=2).run([task('a')], [])
 
 
 def test_groups():
