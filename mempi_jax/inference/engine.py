@@ -18,10 +18,11 @@ import collections
 import concurrent.futures
 import dataclasses
 import enum
+import functools
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -142,6 +143,25 @@ class _Reading:
   rounds: int = 0  # that it has waited for others to share its calls
 
 
+class _Row(NamedTuple):
+  """What one call drew for one request."""
+
+  tokens: list[int]
+  logps: list[float]
+  model_logps: list[float]
+  stop_logp: float
+  broken: int  # the first token whose log-prob is not finite; -1: none
+
+
+def _rows(drawn: Drawn, counts: np.ndarray) -> list[_Row]:
+  """A call's arrays as one `_Row` a row, `counts` i32[b] tokens each."""
+  token, logp, model_logp = (np.asarray(part).reshape(len(part), -1) for part in drawn[:3])
+  bad = ~np.isfinite(model_logp[: len(counts)]) & (np.arange(model_logp.shape[1]) < counts[:, None])  # a call has rows to spare
+  broken = np.where(bad.any(axis=1), bad.argmax(axis=1), -1).tolist()
+  parts = zip(token.tolist(), logp.tolist(), model_logp.tolist(), np.asarray(drawn.stop_logp).tolist(), broken, counts.tolist(), strict=False)
+  return [_Row(tokens[:n], logps[:n], model_logps[:n], stop, bad) for tokens, logps, model_logps, stop, bad, n in parts]
+
+
 class Engine:
   """Generates for many requests at once. Not thread-safe; one owner.
 
@@ -172,6 +192,7 @@ class Engine:
     _check_memory(self.cache_bytes, slots, max_length)
     self._params = params
     self.store = _place(cache.init_store(config, slots, max_length, cache_kind), params, slots)
+    self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count()) if jax.default_backend() == 'cpu' else None
     self.counters = Counters()
     self.resident = np.full((slots, max_length), -1, np.int32)  # the tokens whose keys and values each slot holds
     self.held = np.zeros(slots, np.int32)  # how many
@@ -234,11 +255,13 @@ class Engine:
 
   def step(self) -> list[Ticket]:
     """One round: requests that found a slot are read, or else the running ones go on for a few tokens. Returns those that ended."""
+    compiled = programs.compiled()
     ended = self._drop_cancelled()
     self._admit()
     ended += self._read()
     if not ended and (slots := self._started()):
       ended += self._go_on(slots)
+    self.counters.compilations += programs.compiled() - compiled
     return ended
 
   def generate(self, requests: Iterable[Request]) -> list[Result]:
@@ -258,16 +281,16 @@ class Engine:
     Each runs once on padding alone, and leaves the cache as it is. Requests with top-k or top-p have a decode program of their own, which
     is compiled when the first one comes.
     """
-    before, compiled, plan = self.counters.compilations, programs.compiled(), self.plan
+    compiled, plan = programs.compiled(), self.plan
     nobody = lambda size: (np.full(size, plan.slots, np.int32), np.zeros(size, np.int32))
 
     def reads(width: int, window: int) -> Callable[[], Any]:
       def run() -> Any:
         size = plan.rows_of(width)
         rows, zeros = nobody(size)
-        past = self._run(programs.take, self.store, rows, window=window) if window else None
-        logits, new = self._run(programs.prefill, self.config, self._params, past, zeros, np.zeros((size, width), np.int32), zeros)
-        self._run(programs.first, logits, zeros, zeros, self._how(zeros), filtered=False)
+        past = programs.take(self.store, rows, window=window) if window else None
+        logits, new = programs.prefill(self.config, self._params, past, zeros, np.zeros((size, width), np.int32), zeros)
+        programs.first(logits, zeros, zeros, self._how(zeros), filtered=False)
         return programs.write, (rows, zeros, zeros, new)
 
       return run
@@ -276,9 +299,9 @@ class Engine:
       def run() -> Any:
         rows, zeros = nobody(size)
         whole = size == plan.slots and window == plan.max_length
-        past = self.store if whole else self._run(programs.take, self.store, rows, window=window)
-        counts, _, new = self._run(
-          programs.decode, self.config, self._params, past, zeros.astype(bool), zeros, zeros, zeros, zeros,
+        past = self.store if whole else programs.take(self.store, rows, window=window)
+        counts, _, new = programs.decode(
+          self.config, self._params, past, zeros.astype(bool), zeros, zeros, zeros, zeros,
           np.zeros((size, STOP_LENGTH), np.int32), self._how(zeros), np.int32(1), steps=plan.steps, filtered=False,
         )  # fmt: skip
         return programs.write, (rows, zeros, counts, new)
@@ -288,7 +311,7 @@ class Engine:
     def copies(window: int) -> Callable[[], Any]:
       def run() -> Any:
         rows, _ = nobody(plan.prefill_rows[0])
-        return programs.put, (rows, self._run(programs.take, self.store, rows, window=window))
+        return programs.put, (rows, programs.take(self.store, rows, window=window))
 
       return run
 
@@ -298,8 +321,8 @@ class Engine:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       last = list(pool.map(lambda run: run(), work))
     for program, arguments in last:  # these take the cache and give it back, so one after the other
-      self.store = self._run(program, self.store, *arguments)
-    self.counters.compilations = before + programs.compiled() - compiled  # counts of several threads would get in each other's way
+      self.store = program(self.store, *arguments)
+    self.counters.compilations += programs.compiled() - compiled
     return programs.compiled() - compiled
 
   def describe(self) -> str:
@@ -331,11 +354,11 @@ class Engine:
       raise refuse(f'stop sequences of {lengths} tokens: expected at most {MAX_STOPS} of 1 to {STOP_LENGTH} tokens')
     if len(request.forced) > MAX_FORCED:
       raise refuse(f'{len(request.forced)} forced tokens: expected at most {MAX_FORCED}')
-    low, high = int(prompt.min()), int(prompt.max())
-    for ids in (request.forced, *request.stop):
-      low, high = min((low, *ids)), max((high, *ids))
-    if low < 0 or high >= self.config.vocab_size:
-      raise refuse(f'token ids from {low} to {high}: expected 0 to {self.config.vocab_size - 1}')
+    given = [*request.forced, *(token for stop in request.stop for token in stop)]
+    # As unsigned numbers negative ids are large.
+    if int(prompt.view(np.uint32).max()) >= self.config.vocab_size or not all(0 <= token < self.config.vocab_size for token in given):
+      ids = [*prompt.tolist(), *given]
+      raise refuse(f'token ids from {min(ids)} to {max(ids)}: expected 0 to {self.config.vocab_size - 1}')
 
   def _started(self) -> list[int]:
     """The slots of requests that have a first token."""
@@ -466,7 +489,7 @@ class Engine:
     if not self.unread:
       return []
     running = len(self._started())
-    drawn: list[tuple[list[_Reading], Drawn]] = []
+    drawn: list[tuple[Sequence[_Reading], Drawn]] = []
     while True:
       ready = [entry for entry in self.unread if entry.after is None or entry.after.logits is not None]
       self._copy([entry for entry in ready if entry.source is not None])
@@ -474,8 +497,7 @@ class Engine:
         if entry.twin:
           entry.logits = entry.after.logits
       calls = self._calls([entry for entry in ready if entry.logits is None], running)
-      for width, part in calls:
-        logits = self._prefill(part, width)
+      for (width, part), logits in zip(calls, self._prefill(calls), strict=True):
         for row, entry in enumerate(part):
           entry.start, entry.rounds = min(entry.start + width, len(entry.ticket.prompt)), 0
           if entry.start == len(entry.ticket.prompt):
@@ -490,10 +512,8 @@ class Engine:
       entry.rounds += 1
     ended = []
     for entries, result in drawn:
-      result = jax.tree.map(np.asarray, result)
-      for i, entry in enumerate(entries):
-        if self._take(entry.ticket, result.token[i : i + 1], result.logp[i : i + 1], result.model_logp[i : i + 1], result.stop_logp[i]):
-          ended.append(entry.ticket)
+      rows = _rows(result, np.ones(len(entries), np.int32))
+      ended += [entry.ticket for entry, row in zip(entries, rows, strict=False) if self._take(entry.ticket, row)]
     return ended
 
   def _calls(self, entries: Sequence[_Reading], running: int) -> list[tuple[int, list[_Reading]]]:
@@ -520,44 +540,51 @@ class Engine:
       sources[: len(part)] = [entry.source for entry in part]
       targets[: len(part)] = [entry.ticket.slot for entry in part]
       window = self.plan.window(max(entry.start for entry in part))
-      self.store = self._run(programs.put, self.store, targets, self._run(programs.take, self.store, sources, window=window))
+      self.store = programs.put(self.store, targets, programs.take(self.store, sources, window=window))
       self.counters.copied += sum(entry.start for entry in part)
       for entry in part:
         entry.source = None
 
-  def _prefill(self, part: Sequence[_Reading], width: int) -> jax.Array:
-    """One prefill call: the next piece of each prompt; returns logits after it."""
-    size = self.plan.rows_of(width)
-    rows, lengths = np.full(size, self.plan.slots, np.int32), np.zeros(size, np.int32)
-    chunk, counts = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
-    for row, entry in enumerate(part):
-      piece = entry.ticket.prompt[entry.start : entry.start + width]
-      rows[row], lengths[row], counts[row] = entry.ticket.slot, entry.start, len(piece)
-      chunk[row, : len(piece)] = piece
-    window = self.plan.window(int(lengths.max()))
-    past = self._run(programs.take, self.store, rows, window=window) if window else None
-    logits, new = self._run(programs.prefill, self.config, self._params, past, lengths, chunk, counts)
-    self.store = self._run(programs.write, self.store, rows, lengths, counts, new)
-    self.counters.prefill_calls += 1
-    self.counters.prefilled += int(counts.sum())
-    return logits
+  def _prefill(self, calls: Sequence[tuple[int, list[_Reading]]]) -> list[jax.Array]:
+    """Prefill calls, (width, entries) each: the next piece of each prompt. Returns the logits after it, an array a call."""
 
-  def _first(self, entries: Sequence[_Reading]) -> list[tuple[list[_Reading], Drawn]]:
+    def read(width: int, part: Sequence[_Reading]) -> tuple[jax.Array, tuple[Any, ...]]:
+      size = self.plan.rows_of(width)
+      rows, lengths = np.full(size, self.plan.slots, np.int32), np.zeros(size, np.int32)
+      chunk, counts = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
+      for row, entry in enumerate(part):
+        piece = entry.ticket.prompt[entry.start : entry.start + width]
+        rows[row], lengths[row], counts[row] = entry.ticket.slot, entry.start, len(piece)
+        chunk[row, : len(piece)] = piece
+      window = self.plan.window(int(lengths.max()))
+      past = programs.take(self.store, rows, window=window) if window else None
+      logits, new = programs.prefill(self.config, self._params, past, lengths, chunk, counts)
+      return logits, (rows, lengths, counts, new)
+
+    results = self._side_by_side([functools.partial(read, *call) for call in calls])
+    for _, (rows, lengths, counts, new) in results:
+      self.store = programs.write(self.store, rows, lengths, counts, new)
+      self.counters.prefill_calls += 1
+      self.counters.prefilled += int(counts.sum())
+    return [logits for logits, _ in results]
+
+  def _first(self, entries: Sequence[_Reading]) -> list[tuple[Sequence[_Reading], Drawn]]:
     """The first tokens, a call for each array of logits."""
     groups: dict[int, list[_Reading]] = {}
     for entry in entries:
       groups.setdefault(id(entry.logits[0]), []).append(entry)
-    drawn = []
+    calls = []
     for members in groups.values():
-      array = members[0].logits[0]
-      for start in range(0, len(members), len(array)):
-        part = members[start : start + len(array)]
-        spare = len(array) - len(part)
-        index = np.array([entry.logits[1] for entry in part] + [0] * spare, np.int32)
-        positions = np.array([len(entry.ticket.prompt) for entry in part] + [0] * spare, np.int32)
-        slots = np.array([entry.ticket.slot for entry in part] + [part[0].ticket.slot] * spare)
-        drawn.append((part, self._run(programs.first, array, index, positions, self._how(slots), filtered=self._filtered(slots))))
-    return drawn
+      size = len(members[0].logits[0])
+      calls += [functools.partial(self._draw, members[start : start + size], size) for start in range(0, len(members), size)]
+    return self._side_by_side(calls)
+
+  def _draw(self, entries: Sequence[_Reading], size: int) -> tuple[Sequence[_Reading], Drawn]:
+    """The first tokens of requests whose logits are rows of one array."""
+    pad = lambda values: np.array([*values, *[values[0]] * (size - len(entries))], np.int32)
+    slots = pad([entry.ticket.slot for entry in entries])
+    index, positions = pad([entry.logits[1] for entry in entries]), pad([len(entry.ticket.prompt) for entry in entries])
+    return entries, programs.first(entries[0].logits[0], index, positions, self._how(slots), filtered=self._filtered(slots))
 
   # Going on.
 
@@ -565,23 +592,24 @@ class Engine:
     """A run of decode steps for these slots, those of about one length together."""
     order = sorted(slots, key=lambda slot: int(self.held[slot]))
     size = self.plan.decode_rows[-1]
-    calls = [self._decode(np.array(order[start : start + size])) for start in range(0, len(order), size)]
+    groups = [np.array(order[start : start + size]) for start in range(0, len(order), size)]
+    calls = self._side_by_side([functools.partial(self._decode, group) for group in groups])
     ended = []
-    for slots, counts, record in calls:
-      counts, record = np.asarray(counts), jax.tree.map(np.asarray, record)
-      for row, slot in enumerate(slots):
-        ticket, count, held = self.owner[slot], int(counts[row]), int(self.held[slot])
-        tokens = record.token[row, :count]
+    for slots, counts, drawn, written in calls:
+      self.store = programs.write(self.store, *written)
+      self.counters.decode_calls += 1
+      counts = np.asarray(counts)
+      for slot, row in zip(slots, _rows(drawn, counts), strict=False):
+        ticket, held, count = self.owner[slot], int(self.held[slot]), len(row.tokens)
         # Every token but the last one drawn is in the cache now.
-        self.resident[slot, held] = ticket.tokens[-1]
-        self.resident[slot, held + 1 : held + count] = tokens[:-1]
+        self.resident[slot, held : held + count] = (ticket.tokens[-1], *row.tokens[:-1])
         self.held[slot] += count
-        if self._take(ticket, tokens, record.logp[row, :count], record.model_logp[row, :count], record.stop_logp[row]):
+        if self._take(ticket, row):
           ended.append(ticket)
     return ended
 
-  def _decode(self, slots: np.ndarray) -> tuple[np.ndarray, jax.Array, Drawn]:
-    """One decode call; returns its slots, and by row how many tokens came, and which."""
+  def _decode(self, slots: np.ndarray) -> tuple[list[int], jax.Array, Drawn, tuple[Any, ...]]:
+    """One decode call; returns its slots, by row how many tokens came, and which, and what is to be written to the cache."""
     count, size = len(slots), self.plan.decode(len(slots))
     window = self.plan.window(int(self.held[slots].max()))
     whole = size == self.plan.slots and window == self.plan.max_length
@@ -601,32 +629,30 @@ class Engine:
       limit[row] = len(ticket.request.forced) + ticket.request.max_new
       last = ticket.tokens[-STOP_LENGTH:]
       tail[row, STOP_LENGTH - len(last) :] = last
-    past = self.store if whole else self._run(programs.take, self.store, rows, window=window)
+    past = self.store if whole else programs.take(self.store, rows, window=window)
     enough = np.int32(max(1, count // 3))
-    counts, record, new = self._run(
-      programs.decode, self.config, self._params, past, active, lengths, token, produced, limit, tail, self._how(settings), enough,
+    counts, record, new = programs.decode(
+      self.config, self._params, past, active, lengths, token, produced, limit, tail, self._how(settings), enough,
       steps=self.plan.steps, filtered=self._filtered(slots[:count]),
     )  # fmt: skip
-    self.store = self._run(programs.write, self.store, rows, lengths, counts, new)
-    self.counters.decode_calls += 1
+    written = rows, lengths, counts, new
     if whole:
       counts, record = jax.tree.map(lambda leaf: np.asarray(leaf)[slots[:count]], (counts, record))
-    return slots[:count], counts, record
+    return slots[:count].tolist(), counts, record, written
 
-  def _take(self, ticket: Ticket, tokens: np.ndarray, logps: np.ndarray, model_logps: np.ndarray, stop_logp: Any) -> bool:
+  def _take(self, ticket: Ticket, row: _Row) -> bool:
     """Adds what was drawn to a request; True where it ended."""
-    self.counters.generated += len(tokens)
+    self.counters.generated += len(row.tokens)
     self.clock += 1
     self.used[ticket.slot] = self.clock
-    if not np.isfinite(model_logps).all():
-      bad = int(np.flatnonzero(~np.isfinite(model_logps))[0])
-      step = len(ticket.tokens) + bad
+    if row.broken >= 0:
+      step = len(ticket.tokens) + row.broken
       self._finish(ticket, Finish.ERROR, f'request {ticket.number}: the model gave non-finite logits at its token {step}')
       return True
-    ticket.tokens += tokens.tolist()
-    ticket.logps += logps.tolist()
-    ticket.model_logps += model_logps.tolist()
-    ticket.stop_logp = float(stop_logp)
+    ticket.tokens += row.tokens
+    ticket.logps += row.logps
+    ticket.model_logps += row.model_logps
+    ticket.stop_logp = row.stop_logp
     request = ticket.request
     if len(ticket.tokens) > len(request.forced) and any(tuple(ticket.tokens[-len(stop) :]) == tuple(stop) for stop in request.stop):
       self._finish(ticket, Finish.STOP)
@@ -642,12 +668,15 @@ class Engine:
   def _filtered(self, slots: np.ndarray) -> bool:
     return bool((self.how.top_k[slots] > 0).any() or (self.how.top_p[slots] < 1.0).any())
 
-  def _run(self, program: Any, *arguments: Any, **static: Any) -> Any:
-    """Calls a compiled program, and counts the compilations that it took."""
-    before = program._cache_size()
-    result = program(*arguments, **static)
-    self.counters.compilations += program._cache_size() - before
-    return result
+  def _side_by_side(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """The results of calls that only read the cache.
+
+    On a processor each runs in a thread: programs of many small steps keep one core busy, not all of them. An accelerator takes one after
+    the other, without waiting for any.
+    """
+    if len(calls) < 2 or self._pool is None:
+      return [call() for call in calls]
+    return list(self._pool.map(lambda call: jax.block_until_ready(call()), calls))
 
 
 def _place(store: cache.Store, params: Any, slots: int) -> cache.Store:

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 WINDOW, EVEN_WINDOWS = 128, 512  # multiples of 128 up to 512, then doubles
 FIRST_WIDTH, WIDTH_FACTOR, LAST_WIDTH = 16, 4, 1024  # the last one is at most a quarter of a row, or 64
 SMALLEST_ROWS, ROWS_FACTOR = 16, 4
-# Tokens of a prefill call, padding included: what saturates the device, and keeps the cost of a few late rows small.
-PREFILL_TOKENS = {'cpu': 1024, 'gpu': 8192, 'tpu': 8192}
+# Tokens of a prefill call, padding included. An accelerator wants many; on a processor several calls run side by side, and small ones keep
+# all cores busy.
+PREFILL_TOKENS = {'cpu': 512, 'gpu': 8192, 'tpu': 8192}
 # Rows of a decode call. An accelerator reads its weights once for all rows; on a processor attention counts, so rows of about one length
 # run together and look no further back than they must.
-DECODE_ROWS = {'cpu': 64}
+DECODE_ROWS = {'cpu': 32}
 STEPS = 16  # most decode steps of a call
 
 
