@@ -462,14 +462,19 @@ class Engine:
       self.close_session(self.session_of[slot])
 
   def _drop_cancelled(self) -> list[Ticket]:
-    if not any(ticket is not None and ticket.cancelled for ticket in (*self.waiting, *self.owner)):
-      return []
     dropped = [ticket for ticket in (*self.waiting, *self.owner) if ticket is not None and ticket.cancelled]
-    if dropped:
-      self.waiting = collections.deque(ticket for ticket in self.waiting if not ticket.cancelled)
-      self.unread = [entry for entry in self.unread if not entry.ticket.cancelled]
+    if not dropped:
+      return []
+    self.waiting = collections.deque(ticket for ticket in self.waiting if not ticket.cancelled)
+    gone = [entry for entry in self.unread if entry.ticket.cancelled]
+    self.unread = [entry for entry in self.unread if not entry.ticket.cancelled]
+    for entry in self.unread:
+      if entry.after in gone:  # what it waits for never comes: it reads its prompt itself
+        entry.start, entry.source, entry.after, entry.twin = 0, None, None, False
     for ticket in dropped:
       self._finish(ticket, Finish.CANCELLED)
+    for entry in gone:
+      self._empty(entry.ticket.slot)  # its prompt was never read, or not all of it
     return dropped
 
   def _finish(self, ticket: Ticket, finish: Finish, error: str = '') -> None:

@@ -19,6 +19,8 @@ PREFILL_TOKENS = {'cpu': 512, 'gpu': 8192, 'tpu': 8192}
 # run together and look no further back than they must.
 DECODE_ROWS = {'cpu': 32}
 STEPS = 16  # most decode steps of a call
+# With few slots latency counts: prompts are read in one piece of about their length, and a call decodes longer.
+FEW_SLOTS, FEW_WIDTH_FACTOR, FEW_LAST_WIDTH, FEW_STEPS = 8, 2, 256, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +69,10 @@ def make_plan(slots: int, max_length: int, platform: str) -> Plan:
   windows, widths, rows = [WINDOW], [FIRST_WIDTH], [min(slots, DECODE_ROWS.get(platform, slots))]
   while windows[-1] < max_length:
     windows.append(windows[-1] + WINDOW if windows[-1] < EVEN_WINDOWS else windows[-1] * 2)
-  while widths[-1] * WIDTH_FACTOR <= min(LAST_WIDTH, max_length, max(64, max_length // 4)):
-    widths.append(widths[-1] * WIDTH_FACTOR)
+  few = slots <= FEW_SLOTS
+  factor, least = (FEW_WIDTH_FACTOR, FEW_LAST_WIDTH) if few else (WIDTH_FACTOR, 64)
+  while widths[-1] * factor <= min(LAST_WIDTH, max_length, max(least, max_length // 4)):
+    widths.append(widths[-1] * factor)
   while rows[0] > SMALLEST_ROWS:
     rows.insert(0, max(SMALLEST_ROWS, -(-rows[0] // ROWS_FACTOR)))
   widths = [min(width, max_length) for width in widths]
@@ -80,7 +84,7 @@ def make_plan(slots: int, max_length: int, platform: str) -> Plan:
     widths=tuple(widths),
     prefill_rows=tuple(max(1, min(slots, budget // width)) for width in widths),
     decode_rows=tuple(rows),
-    steps=STEPS,
+    steps=FEW_STEPS if few else STEPS,
   )
 
 

@@ -20,6 +20,7 @@ from ml_collections import FrozenConfigDict
 
 from mempi_jax.experience.bank import read_episodes
 from mempi_jax.experience.collecting import play_to_log
+from mempi_jax.inference.engine import Engine
 from mempi_jax.losses.advantages import content_advantages, shape_rewards
 from mempi_jax.policy.policy import GuidancePolicy
 from mempi_jax.policy.score import decision_states, score_rows
@@ -87,7 +88,10 @@ class RolloutSource:
     contents = self.policy.contents(contexts, content_seeds, branches=config.branches, temperature=config.temperature)
     branch_seeds = [self._branch_seeds(task, step) for task in tasks]
     quiet = [self.abstained[i][run] for i, run in zip(chosen, runs, strict=True)]
+    counters = self._agent_engine.counters
+    before = counters.prefilled, counters.prompt_tokens
     groups = run_groups(self.runner, tasks, contents, branch_seeds, quiet)
+    prefilled, asked = counters.prefilled - before[0], counters.prompt_tokens - before[1]
     for i in chosen:
       self.visits[i] += 1
     valid = [self.playable[i] and not any(e.status is Status.ENV_ERROR for e in group.episodes) for i, group in zip(chosen, groups, strict=True)]
@@ -123,7 +127,12 @@ class RolloutSource:
     logp_gap = float(np.max(gap, where=batch.content_mask > 0, initial=0.0))
     rows = [dataclasses.replace(row, ref_logps=_unpack(values, row)) for row, values in zip(rows, batch.ref_logps, strict=True)]
     self.rows |= {int(i): row for i, row, ok in zip(chosen, rows, valid, strict=True) if ok}
-    return batch, {**self._metrics(groups, successes, rewards, content_adv, valid), 'rollout/logp_gap': logp_gap}
+    metrics = {
+      **self._metrics(groups, successes, rewards, content_adv, valid),
+      'rollout/logp_gap': logp_gap,
+      'rollout/prefilled': prefilled / max(asked, 1),  # share of the agent's prompts, turn by turn, that was computed and not found in the cache
+    }
+    return batch, metrics
 
   def _replayed(self, step: int, phase: int) -> tuple[TrainBatch, dict[str, float]]:
     """The latest groups of up to G contexts that were played up to update `step`."""
@@ -179,10 +188,14 @@ class RolloutSource:
     """An empty batch of every shape that `next` gives."""
     return [self._pack_to([], [], size) for size in self._content_sizes]
 
+  @property
+  def _agent_engine(self) -> Engine:
+    """The frozen agent's engine, behind whatever a control world puts before it."""
+    return getattr(self.runner.agent, 'agent', self.runner.agent).engine
+
   def warm_up(self) -> None:
     """Compiles all that `next` runs, so that nothing is compiled later."""
-    agent = getattr(self.runner.agent, 'agent', self.runner.agent)
-    agent.engine.warm_up()
+    self._agent_engine.warm_up()
     self.policy.engine.warm_up()
     score = _scorer(self.policy.config, self.policy.generate_id, self.policy.abstain_id)
     for batch in self.examples():

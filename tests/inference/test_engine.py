@@ -332,6 +332,25 @@ def test_cancelled_requests_leave_the_others_alone(params):
   assert tickets[0].result.finish is Finish.LENGTH and engine.running == 0
 
 
+def test_cancelling_the_one_that_others_wait_for(params):
+  """A prompt that is read for all its branches, and is called off before it is read to its end."""
+  prompt = prompts(1, shortest=39)[0] * 2
+  asked = [Request([*prompt, 3 + i], 6, seed=i) for i in range(3)] + [Request(prompt, 6, seed=9)] * 2
+  expected = make(params).generate(asked)
+  engine = make(params)
+  tickets = [engine.submit(request) for request in asked]
+  engine._admit()  # all have a slot, nothing is read yet
+  assert sum(entry.after is not None for entry in engine.unread) >= 3
+  for first in (0, 3):
+    tickets[first].cancel()
+  for _ in range(50):
+    engine.step()
+  assert [ticket.result.tokens for ticket in tickets] == [() if i in (0, 3) else expected[i].tokens for i in range(5)]
+  # What was not read is not offered to later requests as if it had been.
+  later = Request([*prompt, 3, 4], 6, seed=5)
+  check(params, later, engine.generate([later])[0])
+
+
 def test_a_full_queue(params):
   engine = make(params, slots=2, max_queue=3)
   tickets = [engine.submit(request) for request in requests(3)]
