@@ -73,8 +73,8 @@ def make_plan(slots: int, max_length: int, platform: str) -> Plan:
   factor, least = (FEW_WIDTH_FACTOR, FEW_LAST_WIDTH) if few else (WIDTH_FACTOR, 64)
   while widths[-1] * factor <= min(LAST_WIDTH, max_length, max(least, max_length // 4)):
     widths.append(widths[-1] * factor)
-  while rows[0] > SMALLEST_ROWS:
-    rows.insert(0, max(SMALLEST_ROWS, -(-rows[0] // ROWS_FACTOR)))
+  while rows[0] >= SMALLEST_ROWS * ROWS_FACTOR:
+    rows.insert(0, -(-rows[0] // ROWS_FACTOR))
   widths = [min(width, max_length) for width in widths]
   budget = PREFILL_TOKENS.get(platform, PREFILL_TOKENS['cpu'])
   return Plan(
