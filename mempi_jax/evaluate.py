@@ -27,7 +27,6 @@ from mempi_jax.memory.rag import RagMemory
 from mempi_jax.policy.template import content_tokens
 from mempi_jax.rollout.episode import read_contexts
 from mempi_jax.runtime import files
-from mempi_jax.runtime.host import has_accelerator, keep_freed_memory
 from mempi_jax.runtime.metrics import progress
 from mempi_jax.runtime.workdir import MANIFEST, WALL_TIME, report_errors, timed
 from mempi_jax.types import Memory, Task
@@ -152,8 +151,6 @@ def replay_on_engine(world: World, path: Path) -> dict[str, Any]:
 @report_errors
 def main(arguments: Sequence[str]) -> None:
   """The command."""
-  if not has_accelerator():
-    keep_freed_memory()  # before JAX starts
   parsed, config = parse_command_line(argparse.ArgumentParser(description=__doc__.split('\n')[0]), arguments)
   world = open_world(config, parsed.workdir, remember=True)
   results = evaluate(world)

@@ -344,9 +344,9 @@ def run_control(config: FrozenConfigDict, workdir: Path) -> Verdict:
 @report_errors
 def main(arguments: Sequence[str]) -> None:
   """The command."""
-  if not has_accelerator():
-    keep_freed_memory()  # before JAX starts
   parsed, config = parse_command_line(argparse.ArgumentParser(description=__doc__.split('\n')[0]), arguments)
+  if not has_accelerator() and not config.stage2.updates:
+    keep_freed_memory()  # before JAX starts; fine-tuning is faster so, rollouts are slower
   if not config.control.seeds:
     train(config, parsed.workdir)
     print(f'trained: {parsed.workdir}')

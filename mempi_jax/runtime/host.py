@@ -24,7 +24,7 @@ def keep_freed_memory() -> bool:
 
   A training step on a CPU allocates a few hundred megabytes and frees them again. Given back and asked for anew, every page of them costs
   a page fault in every step. Call it before JAX starts its threads, which otherwise have arenas of their own already. The price: the
-  process stays as large as it has ever been.
+  process stays as large as it has ever been, and threads share one arena: fine-tuning gains a sixth on two cores, rollouts lose as much.
   """
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
   return mallopt is not None and all(mallopt(parameter, value) for parameter, value in KEEP)
