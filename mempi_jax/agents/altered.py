@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mempi_jax.inference.engine import Engine
 from mempi_jax.types import Agent, AgentSession, Context, Decision, Guidance
 
 EFFECTS = ('real', 'null', 'oracle', 'mixed')
@@ -25,6 +26,11 @@ class AlteredAgent:
   def fingerprint(self) -> str:
     """The inner agent's, marked with the rule."""
     return f'{self.agent.fingerprint()}-{self.effect}'
+
+  @property
+  def engine(self) -> Engine:
+    """What the inner agent generates with."""
+    return self.agent.engine
 
   def begin(self) -> AgentSession:
     """A session in which every episode starts with its altered guidance."""

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from mempi_jax.inference.cache import CACHE_DTYPES
-from mempi_jax.inference.engine import Engine, Finish, Request, Ticket
+from mempi_jax.inference.engine import Engine
+from mempi_jax.inference.requests import Finish, Request, Ticket
 from mempi_jax.models.decoder import DecoderConfig
 from mempi_jax.models.hf import load_model
 from mempi_jax.models.quantize import quantize_params

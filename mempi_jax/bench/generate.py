@@ -32,7 +32,8 @@ import optax
 from mempi_jax.bench.models import make_adamw, named_model
 from mempi_jax.bench.peers.protocol import draw_tokens, reward
 from mempi_jax.bench.turns import KEPT, OURS, Peer, format_figure, num_cpus, start_peer, summary, take_turns, turns_bar
-from mempi_jax.inference.engine import Engine, Request
+from mempi_jax.inference.engine import Engine
+from mempi_jax.inference.requests import Request
 from mempi_jax.losses.advantages import content_advantages
 from mempi_jax.losses.policy_gradient import content_policy_gradient_loss
 from mempi_jax.models.decoder import DecoderConfig, count_params, init_params

@@ -7,10 +7,12 @@ where a window is read.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from mempi_jax.models.decoder import Cache, DecoderConfig
@@ -43,6 +45,39 @@ def cache_bytes(config: DecoderConfig, slots: int, length: int, kind: str = 'mod
 def init_store(config: DecoderConfig, slots: int, length: int, kind: str = 'model') -> Store:
   """An empty cache."""
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), cache_shapes(config, slots, length, kind))
+
+
+def place(store: Store, params: Any, slots: int) -> Store:
+  """The cache on the parameters' mesh, its slots spread over the devices where they divide them."""
+  sharding = jax.tree.leaves(params)[0].sharding if isinstance(jax.tree.leaves(params)[0], jax.Array) else None
+  if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
+    return store
+  mesh = sharding.mesh
+  spec = PartitionSpec(mesh.axis_names) if slots % mesh.size == 0 else PartitionSpec()
+  return jax.device_put(store, NamedSharding(mesh, spec))
+
+
+def check_memory(needed: int, slots: int, length: int) -> None:
+  """Raises MemoryError where the devices have less free memory than the cache needs."""
+  stats = jax.devices()[0].memory_stats() or {}
+  if 'bytes_limit' in stats:
+    free = (stats['bytes_limit'] - stats.get('bytes_in_use', 0)) * jax.device_count()
+  else:
+    free = free_host_memory()
+  if free is not None and needed > free:
+    raise MemoryError(
+      f'the cache of {slots} slots of {length} tokens needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free: '
+      f'{int(slots * free / needed)} slots of that length would fit; an int8 cache needs a half to a quarter of the bytes'
+    )
+
+
+def free_host_memory() -> int | None:
+  """Bytes that the system can still give; None where it does not say."""
+  try:
+    lines = Path('/proc/meminfo').read_text().splitlines()
+  except OSError:
+    return None
+  return next((int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable')), None)
 
 
 def take(store: Store, rows: jax.Array | None, window: int) -> Store:

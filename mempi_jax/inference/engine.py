@@ -17,102 +17,23 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-import enum
 import functools
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from mempi_jax.inference import cache, programs
 from mempi_jax.inference.plan import Plan, make_plan
 from mempi_jax.inference.programs import Drawn, Sampling
+from mempi_jax.inference.requests import Finish, QueueFull, Request, Result, Ticket
 from mempi_jax.models.decoder import DecoderConfig
 
 MAX_STOPS, STOP_LENGTH, MAX_FORCED = 4, 8, 8
 MIN_SHARED = 16  # a shorter common beginning is not worth a copy
 PATIENCE = 4  # rounds that a prompt waits for others to share its call
-
-
-class Finish(enum.StrEnum):
-  """Why a request ended."""
-
-  STOP = 'stop'
-  LENGTH = 'length'
-  CANCELLED = 'cancelled'
-  ERROR = 'error'
-
-
-class QueueFull(RuntimeError):
-  """The engine holds as many waiting requests as it may."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """What to go on from, and how.
-
-  Args:
-    prompt: the whole transcript, in tokens.
-    max_new: most tokens to sample, `forced` ones not counted; 0 ends at once.
-    seed: u32; with the position in the transcript it decides every draw.
-    temperature: 0: greedy.
-    top_k: sample among so many most likely tokens; 0: all.
-    top_p: sample from the nucleus of this probability.
-    stop: sequences of tokens; the request ends with the first one that it produces, which is part of its result.
-    forced: what its first tokens must be.
-    session: requests of one session go on from each other: the slot is kept for the next one as long as none else needs it.
-  """
-
-  prompt: Sequence[int]
-  max_new: int
-  seed: int = 0
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
-  stop: tuple[tuple[int, ...], ...] = ()
-  forced: tuple[int, ...] = ()
-  session: Hashable | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """What a request produced: forced tokens, sampled ones, and the stop sequence where it came.
-
-  `logps` are under the distribution that each token was drawn from (0 for forced and greedy ones), `model_logps` under the model itself.
-  `stop_logp` is that of the first stop sequence's last token where the last token was drawn, under the model: what stopping there would
-  have cost (NaN without a token). `error` says what went wrong where `finish` is ERROR.
-  """
-
-  tokens: tuple[int, ...]
-  logps: tuple[float, ...]
-  model_logps: tuple[float, ...]
-  stop_logp: float
-  finish: Finish
-  error: str = ''
-
-
-@dataclasses.dataclass(eq=False)
-class Ticket:
-  """A submitted request; `result` is there once it is done."""
-
-  request: Request
-  number: int
-  result: Result | None = None
-  prompt: np.ndarray = dataclasses.field(repr=False, default_factory=lambda: np.zeros(0, np.int32))
-  slot: int = -1
-  tokens: list[int] = dataclasses.field(default_factory=list)
-  logps: list[float] = dataclasses.field(default_factory=list)
-  model_logps: list[float] = dataclasses.field(default_factory=list)
-  stop_logp: float = float('nan')
-  cancelled: bool = False
-
-  def cancel(self) -> None:
-    """Asks the engine to drop the request at its next step; a finished one stays as it is."""
-    self.cancelled = True
 
 
 @dataclasses.dataclass
@@ -189,9 +110,9 @@ class Engine:
     self.config, self.max_queue, self.cache_kind = config, max_queue, cache_kind
     self.plan: Plan = make_plan(slots, max_length, jax.default_backend())
     self.cache_bytes = cache.cache_bytes(config, slots, max_length, cache_kind)
-    _check_memory(self.cache_bytes, slots, max_length)
+    cache.check_memory(self.cache_bytes, slots, max_length)
     self._params = params
-    self.store = _place(cache.init_store(config, slots, max_length, cache_kind), params, slots)
+    self.store = cache.place(cache.init_store(config, slots, max_length, cache_kind), params, slots)
     self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count()) if jax.default_backend() == 'cpu' else None
     self.counters = Counters()
     self.resident = np.full((slots, max_length), -1, np.int32)  # the tokens whose keys and values each slot holds
@@ -285,6 +206,8 @@ class Engine:
     nobody = lambda size: (np.full(size, plan.slots, np.int32), np.zeros(size, np.int32))
 
     def reads(width: int, window: int) -> Callable[[], Any]:
+      """A prefill and its first tokens."""
+
       def run() -> Any:
         size = plan.rows_of(width)
         rows, zeros = nobody(size)
@@ -296,6 +219,8 @@ class Engine:
       return run
 
     def goes_on(size: int, window: int) -> Callable[[], Any]:
+      """A run of decode steps."""
+
       def run() -> Any:
         rows, zeros = nobody(size)
         whole = size == plan.slots and window == plan.max_length
@@ -309,6 +234,8 @@ class Engine:
       return run
 
     def copies(window: int) -> Callable[[], Any]:
+      """A prefix from slot to slot."""
+
       def run() -> Any:
         rows, _ = nobody(plan.prefill_rows[0])
         return programs.put, (rows, programs.take(self.store, rows, window=window))
@@ -554,6 +481,7 @@ class Engine:
     """Prefill calls, (width, entries) each: the next piece of each prompt. Returns the logits after it, an array a call."""
 
     def read(width: int, part: Sequence[_Reading]) -> tuple[jax.Array, tuple[Any, ...]]:
+      """One call: its logits, and what is to be written to the cache."""
       size = self.plan.rows_of(width)
       rows, lengths = np.full(size, self.plan.slots, np.int32), np.zeros(size, np.int32)
       chunk, counts = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
@@ -618,16 +546,12 @@ class Engine:
     count, size = len(slots), self.plan.decode(len(slots))
     window = self.plan.window(int(self.held[slots].max()))
     whole = size == self.plan.slots and window == self.plan.max_length
-    if whole:  # the cache is read where it lies, so rows are slots
-      slots = np.sort(slots) if count == size else np.concatenate([np.sort(slots), np.setdiff1d(np.arange(size), slots)])
-      place = slots
-    else:
-      place = np.arange(size)
+    place = slots if whole else np.arange(count)  # the whole cache is read where it lies, so rows are slots
     rows = np.full(size, self.plan.slots, np.int32)
     token, produced, limit = np.zeros(size, np.int32), np.zeros(size, np.int32), np.ones(size, np.int32)
     tail, lengths, active = np.full((size, STOP_LENGTH), -2, np.int32), np.zeros(size, np.int32), np.zeros(size, bool)
     settings = np.zeros(size, np.int64)
-    for row, slot in zip(place[:count], slots[:count], strict=True):
+    for row, slot in zip(place, slots, strict=True):
       ticket = self.owner[slot]
       rows[row], settings[row], active[row], lengths[row] = slot, slot, True, self.held[slot]
       token[row], produced[row] = ticket.tokens[-1], len(ticket.tokens)
@@ -638,12 +562,12 @@ class Engine:
     enough = np.int32(max(1, count // 3))
     counts, record, new = programs.decode(
       self.config, self._params, past, active, lengths, token, produced, limit, tail, self._how(settings), enough,
-      steps=self.plan.steps, filtered=self._filtered(slots[:count]),
+      steps=self.plan.steps, filtered=self._filtered(slots),
     )  # fmt: skip
     written = rows, lengths, counts, new
     if whole:
-      counts, record = jax.tree.map(lambda leaf: np.asarray(leaf)[slots[:count]], (counts, record))
-    return slots[:count].tolist(), counts, record, written
+      counts, record = jax.tree.map(lambda leaf: np.asarray(leaf)[place], (counts, record))
+    return slots.tolist(), counts, record, written
 
   def _take(self, ticket: Ticket, row: _Row) -> bool:
     """Adds what was drawn to a request; True where it ended."""
@@ -682,36 +606,3 @@ class Engine:
     if len(calls) < 2 or self._pool is None:
       return [call() for call in calls]
     return list(self._pool.map(lambda call: jax.block_until_ready(call()), calls))
-
-
-def _place(store: cache.Store, params: Any, slots: int) -> cache.Store:
-  """The cache on the parameters' mesh, its slots spread over the devices where they divide them."""
-  sharding = jax.tree.leaves(params)[0].sharding if isinstance(jax.tree.leaves(params)[0], jax.Array) else None
-  if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
-    return store
-  mesh = sharding.mesh
-  spec = PartitionSpec(mesh.axis_names) if slots % mesh.size == 0 else PartitionSpec()
-  return jax.device_put(store, NamedSharding(mesh, spec))
-
-
-def _check_memory(needed: int, slots: int, length: int) -> None:
-  """Raises MemoryError where the devices have less free memory than the cache needs."""
-  stats = jax.devices()[0].memory_stats() or {}
-  if 'bytes_limit' in stats:
-    free = (stats['bytes_limit'] - stats.get('bytes_in_use', 0)) * jax.device_count()
-  else:
-    free = _free_host_memory()
-  if free is not None and needed > free:
-    raise MemoryError(
-      f'the cache of {slots} slots of {length} tokens needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free: '
-      f'{int(slots * free / needed)} slots of that length would fit; an int8 cache needs a half to a quarter of the bytes'
-    )
-
-
-def _free_host_memory() -> int | None:
-  """Bytes that the system can still give; None where it does not say."""
-  try:
-    lines = Path('/proc/meminfo').read_text().splitlines()
-  except OSError:
-    return None
-  return next((int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable')), None)

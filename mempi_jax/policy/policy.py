@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mempi_jax.inference.engine import Engine, Request
+from mempi_jax.inference.engine import Engine
+from mempi_jax.inference.requests import Request
 from mempi_jax.models.decoder import Decoder, DecoderConfig
 from mempi_jax.models.hf import Place, load_model, save_model
 from mempi_jax.models.lora import ADAPTER_CONFIG, Adapter, LoraConfig, apply_lora, load_peft, merge_lora, read_peft_config, save_peft

@@ -20,7 +20,6 @@ from ml_collections import FrozenConfigDict
 
 from mempi_jax.experience.bank import read_episodes
 from mempi_jax.experience.collecting import play_to_log
-from mempi_jax.inference.engine import Engine
 from mempi_jax.losses.advantages import content_advantages, shape_rewards
 from mempi_jax.policy.policy import GuidancePolicy
 from mempi_jax.policy.score import decision_states, score_rows
@@ -88,7 +87,7 @@ class RolloutSource:
     contents = self.policy.contents(contexts, content_seeds, branches=config.branches, temperature=config.temperature)
     branch_seeds = [self._branch_seeds(task, step) for task in tasks]
     quiet = [self.abstained[i][run] for i, run in zip(chosen, runs, strict=True)]
-    counters = self._agent_engine.counters
+    counters = self.runner.agent.engine.counters
     before = counters.prefilled, counters.prompt_tokens
     groups = run_groups(self.runner, tasks, contents, branch_seeds, quiet)
     prefilled, asked = counters.prefilled - before[0], counters.prompt_tokens - before[1]
@@ -188,14 +187,9 @@ class RolloutSource:
     """An empty batch of every shape that `next` gives."""
     return [self._pack_to([], [], size) for size in self._content_sizes]
 
-  @property
-  def _agent_engine(self) -> Engine:
-    """The frozen agent's engine, behind whatever a control world puts before it."""
-    return getattr(self.runner.agent, 'agent', self.runner.agent).engine
-
   def warm_up(self) -> None:
     """Compiles all that `next` runs, so that nothing is compiled later."""
-    self._agent_engine.warm_up()
+    self.runner.agent.engine.warm_up()
     self.policy.engine.warm_up()
     score = _scorer(self.policy.config, self.policy.generate_id, self.policy.abstain_id)
     for batch in self.examples():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mempi_jax.agents.lm import LMAgent, checkpoint_hash, load_agent
-from mempi_jax.inference.engine import Engine, Request
+from mempi_jax.inference.engine import Engine
+from mempi_jax.inference.requests import Request
 from mempi_jax.models.hf import save_model
 from mempi_jax.policy.template import agent_prompt, agent_turn
 from mempi_jax.rollout.episode import abstained, run_episodes, stream_episodes

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from mempi_jax.inference import engine as engine_module
-from mempi_jax.inference import programs
-from mempi_jax.inference.engine import Engine, Finish, QueueFull, Request
+from mempi_jax.inference import cache, programs
+from mempi_jax.inference.engine import Engine
+from mempi_jax.inference.requests import Finish, QueueFull, Request, Result
 from mempi_jax.models.decoder import Decoder, init_params
 from mempi_jax.models.presets import preset
 
@@ -326,7 +326,7 @@ def test_cancelled_requests_leave_the_others_alone(params):
   for i, ticket in enumerate(tickets):
     if i not in (1, 11):
       assert ticket.result.tokens == expected[i].tokens
-  assert tickets[11].result == engine_module.Result((), (), (), tickets[11].result.stop_logp, Finish.CANCELLED)
+  assert tickets[11].result == Result((), (), (), tickets[11].result.stop_logp, Finish.CANCELLED)
   tickets[0].cancel()  # done: stays as it is
   engine.step()
   assert tickets[0].result.finish is Finish.LENGTH and engine.running == 0
@@ -403,7 +403,7 @@ def test_one_broken_request_among_good_ones(params, monkeypatch):
 
 
 def test_a_cache_that_cannot_fit_says_what_would(params, monkeypatch):
-  monkeypatch.setattr(engine_module, '_free_host_memory', lambda: 100_000)
+  monkeypatch.setattr(cache, 'free_host_memory', lambda: 100_000)
   with pytest.raises(MemoryError, match=r'8 slots of 96 tokens needs 0\.00 GB, 0\.00 GB are free: 4 slots of that length would fit'):
     make(params)
   with pytest.raises(ValueError, match='at least one slot'):

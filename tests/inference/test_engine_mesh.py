@@ -6,7 +6,8 @@ import sys
 
 PROGRAM = """
 import jax, numpy as np
-from mempi_jax.inference.engine import Engine, Request
+from mempi_jax.inference.engine import Engine
+from mempi_jax.inference.requests import Request
 from mempi_jax.models.decoder import init_params
 from mempi_jax.models.presets import preset
 from mempi_jax.runtime.sharding import make_mesh, put_state

@@ -5,7 +5,8 @@ import pytest
 
 from mempi_jax.agents.lm import load_agent
 from mempi_jax.inference.cache import cache_bytes
-from mempi_jax.inference.engine import Engine, Request
+from mempi_jax.inference.engine import Engine
+from mempi_jax.inference.requests import Request
 from mempi_jax.policy.template import action_tokens, agent_prompt, agent_turn
 from mempi_jax.types import Context, Decision, Guidance, Task
 from mempi_jax.world import shipped_agent

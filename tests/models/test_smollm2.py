@@ -15,7 +15,8 @@ import numpy as np
 import optax
 import pytest
 
-from mempi_jax.inference.engine import Engine, Request
+from mempi_jax.inference.engine import Engine
+from mempi_jax.inference.requests import Request
 from mempi_jax.models.decoder import Decoder, count_params, init_params, stack_layers, unstack_layers
 from mempi_jax.models.gguf import load_gguf, load_gguf_tokenizer
 from mempi_jax.models.hf import load_model, save_model
