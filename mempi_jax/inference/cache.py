@@ -142,9 +142,19 @@ def put(store: Store, targets: jax.Array, part: Store) -> Store:
 
 
 def recent_cache(config: DecoderConfig, rows: int, steps: int) -> Cache:
-  """Room for the tokens of a run of decode steps."""
+  """Room for the tokens of a run of decode steps.
+
+  On a processor rows and heads are one axis, as attention's products want them: XLA would otherwise copy all of it three times a step.
+  Elsewhere they may be sharded over different axes of a mesh, and stay two.
+  """
   heads, dim, dtype = config.num_kv_heads, config.head_dim, config.dtype
-  return [(jnp.zeros((rows, heads, dim, steps), dtype), jnp.zeros((rows, heads, steps, dim), dtype)) for _ in range(config.num_layers)]
+  first = (rows * heads,) if jax.default_backend() == 'cpu' else (rows, heads)
+  return [(jnp.zeros((*first, dim, steps), dtype), jnp.zeros((*first, steps, dim), dtype)) for _ in range(config.num_layers)]
+
+
+def by_row(recent: Cache, rows: int) -> Cache:
+  """What `recent_cache` made and decode steps filled, rows and heads apart."""
+  return jax.tree.map(lambda leaf: leaf.reshape(rows, -1, *leaf.shape[-2:]), recent)
 
 
 def _quantise(x: jax.Array, axis: int) -> tuple[jax.Array, Any]:

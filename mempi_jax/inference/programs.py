@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mempi_jax.inference import cache
 from mempi_jax.inference.cache import Store
-from mempi_jax.inference.sampling import sample
+from mempi_jax.inference.sampling import sample, uniforms
 from mempi_jax.models.decoder import Cache, Decoder, DecoderConfig
 
 
@@ -41,11 +41,11 @@ class Drawn(NamedTuple):
   stop_logp: jax.Array  # f32[b] of the first stop sequence's last token in its place, under the model
 
 
-def choose(logits: jax.Array, positions: jax.Array, produced: jax.Array, how: Sampling, filtered: bool) -> Drawn:
-  """Draws the `produced`-th token i32[b] of each row, at `positions` i32[b] of its transcript, from logits f32[b, V]."""
+def choose(logits: jax.Array, uniform: jax.Array, produced: jax.Array, how: Sampling, filtered: bool) -> Drawn:
+  """Draws the `produced`-th token i32[b] of each row from logits f32[b, V], by numbers f32[b] of `uniforms`."""
   rows = jnp.arange(len(logits))
   top = (how.top_k, how.top_p) if filtered else ()
-  token, logp = sample(logits, how.seeds, positions, how.temperature, *top)
+  token, logp = sample(logits, uniform, how.temperature, *top)
   forced = produced < how.num_forced
   token = jnp.where(forced, how.forced[rows, jnp.minimum(produced, how.forced.shape[1] - 1)], token)
   norm = jax.nn.logsumexp(logits, axis=-1)
@@ -94,8 +94,8 @@ def prefill(
 
 @functools.partial(jax.jit, static_argnames=('filtered',))
 def first(logits: jax.Array, index: jax.Array, positions: jax.Array, how: Sampling, *, filtered: bool) -> Drawn:
-  """The first token of b requests, each from the row index i32[b] of logits f32[., V]."""
-  return choose(logits[index], positions, jnp.zeros_like(positions), how, filtered)
+  """The first token of b requests, at positions i32[b] of their transcripts, each from the row index i32[b] of logits f32[., V]."""
+  return choose(logits[index], uniforms(how.seeds, positions), jnp.zeros_like(positions), how, filtered)
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'steps', 'filtered'))
@@ -133,6 +133,7 @@ def decode(
   model = Decoder(config)
   batch = len(active)
   cached = cache.widen(past, config.dtype)
+  numbers = uniforms(how.seeds, lengths[:, None] + 1 + jnp.arange(steps))
 
   def going(state: tuple) -> jax.Array:
     step, done = state[0], state[2]
@@ -142,7 +143,7 @@ def decode(
     step, token, done, recent, tail, counts, record = state
     hidden, recent = model.apply({'params': params}, token, lengths, cached, recent, step, method='step')
     logits = model.apply({'params': params}, hidden, method='logits')
-    drawn = choose(logits, lengths + step + 1, produced + step, how, filtered)
+    drawn = choose(logits, numbers[:, step], produced + step, how, filtered)
     tail = jnp.concatenate([tail[:, 1:], drawn.token[:, None]], axis=1)
     stops = stopped(tail, how.stops) & (produced + step >= how.num_forced)
     put_at = lambda all_steps, value: all_steps.at[:, step].set(jnp.where(done, 0, value))
@@ -157,7 +158,7 @@ def decode(
   record = Drawn(jnp.zeros((batch, steps), jnp.int32), jnp.zeros((batch, steps)), jnp.zeros((batch, steps)), jnp.zeros(batch))
   state = (jnp.int32(0), token, ~active, cache.recent_cache(config, batch, steps), recent_tokens, jnp.zeros(batch, jnp.int32), record)
   _, _, _, recent, _, counts, record = jax.lax.while_loop(going, body, state)
-  return counts, record, recent
+  return counts, record, cache.by_row(recent, batch)
 
 
 def compiled() -> int:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 NEVER = -1e30  # the logit of a token that top-k or top-p leaves out
+BLOCK = 128  # tokens whose probabilities are summed before those of one of them are looked at
 
 
 def keep_top(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
@@ -25,25 +26,35 @@ def keep_top(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array
 
 
 def uniforms(seeds: jax.Array, positions: jax.Array) -> jax.Array:
-  """One number in [0, 1) a row, f32[B], from seeds u32[B] and positions i32[B]."""
-  return jax.vmap(lambda seed, position: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), position)))(seeds, positions)
+  """Numbers in [0, 1), one for each of the positions i32[B] or i32[B, T] of a row's transcript, from the rows' seeds u32[B]."""
+  number = lambda seed, position: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), position))
+  row = lambda seed, positions: jax.vmap(number, (None, 0))(seed, positions) if positions.ndim else number(seed, positions)
+  return jax.vmap(row)(seeds, positions)
 
 
 def draw(scaled: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Inverse transform sampling: token i32[B] and its log-prob f32[B], of scaled logits f32[B, V] and uniform numbers f32[B] in [0, 1).
 
-  Token i is drawn where cumulative[i - 1] <= uniform < cumulative[i], so a token whose probability is 0 never is.
+  Token i is drawn where cumulative[i - 1] <= uniform < cumulative[i], so a token whose probability is 0 never is. The sum is taken in two
+  levels, over blocks and within the block that is drawn: a long running sum is slow everywhere.
   """
-  probabilities = jax.nn.softmax(scaled, axis=-1)
-  cumulative = jnp.cumsum(probabilities, axis=-1)
-  token = jnp.minimum(jnp.sum(cumulative <= uniform[:, None] * cumulative[:, -1:], axis=-1), scaled.shape[-1] - 1)
-  return token.astype(jnp.int32), jnp.log(jnp.take_along_axis(probabilities, token[:, None], axis=-1)[:, 0])
+  (rows, size), at = scaled.shape, jnp.arange(len(scaled))
+  largest = jnp.max(scaled, axis=-1, keepdims=True)
+  weights = jnp.pad(jnp.exp(scaled - largest), ((0, 0), (0, -size % BLOCK))).reshape(rows, -1, BLOCK)
+  ends = jnp.cumsum(jnp.sum(weights, axis=-1), axis=-1)
+  target = uniform * ends[:, -1]
+  block = jnp.sum(ends <= target[:, None], axis=-1)  # the product is less than the last end, so there is such a block
+  before = jnp.where(block > 0, ends[at, block - 1], 0.0)
+  inside = weights[at, block]
+  index = jnp.sum(jnp.cumsum(inside, axis=-1) <= (target - before)[:, None], axis=-1)
+  last = jnp.max(jnp.where(inside > 0, jnp.arange(BLOCK), 0), axis=-1)  # the two sums of a block may differ in their last bits
+  token = (block * BLOCK + jnp.minimum(index, last)).astype(jnp.int32)
+  return token, scaled[at, token] - largest[:, 0] - jnp.log(ends[:, -1])
 
 
 def sample(
   logits: jax.Array,
-  seeds: jax.Array,
-  positions: jax.Array,
+  uniform: jax.Array,
   temperature: jax.Array,
   top_k: jax.Array | None = None,
   top_p: jax.Array | None = None,
@@ -52,13 +63,12 @@ def sample(
 
   Args:
     logits: f32[B, V].
-    seeds: u32[B].
-    positions: i32[B] of the token to draw, counted from the row's beginning.
+    uniform: f32[B] of `uniforms`.
     temperature: f32[B]; 0: greedy.
     top_k, top_p: see `keep_top`; None: all tokens.
   """
   greedy = temperature <= 0
-  drawn = lambda: draw(_scaled(logits, temperature, top_k, top_p), uniforms(seeds, positions))
+  drawn = lambda: draw(_scaled(logits, temperature, top_k, top_p), uniform)
   best = lambda: (jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.zeros(len(logits)))
 
   def both() -> tuple[jax.Array, jax.Array]:

@@ -238,12 +238,13 @@ class Decoder(nn.Module):
   def step(self, token: jax.Array, lengths: jax.Array, past: Cache, recent: Cache, index: jax.Array) -> tuple[jax.Array, Cache]:
     """One token i32[B] a row: the `index`-th (i32[]) after the `lengths` i32[B] tokens of `past`.
 
-    `recent` holds keys and values of those between (as `past`, of its own length); the token's own are written at `index`. What a run of
-    steps writes is thus small and lies at one place for all rows, while `past` is only read. Returns hidden states [B, D] and `recent`.
+    `recent` holds keys and values of those between (as `past`, of its own length; rows and heads may be one axis); the token's own are
+    written at `index`. What a run of steps writes is thus small and lies at one place for all rows, while `past` is only read. Returns
+    hidden states [B, D] and `recent`.
     """
     c = self.config
     position = (lengths + index)[:, None]
-    size, room = past[0][0].shape[3], recent[0][0].shape[3]
+    size, room = past[0][0].shape[3], recent[0][0].shape[-1]
     seen = jnp.concatenate(
       [jnp.arange(size) < lengths[:, None], jnp.broadcast_to(jnp.arange(room) <= index, (len(token), room))], axis=-1
     )
@@ -256,10 +257,11 @@ class Decoder(nn.Module):
     new = []
     for i, (layer, (keys, values)) in enumerate(zip(self.layers, recent, strict=True)):
       q, k, v = layer.project(x, angles)
-      keys = jax.lax.dynamic_update_slice_in_dim(keys, k.transpose(0, 2, 3, 1), index, axis=3)
-      values = jax.lax.dynamic_update_slice_in_dim(values, v.transpose(0, 2, 1, 3), index, axis=2)
+      keys = jax.lax.dynamic_update_slice_in_dim(keys, k.reshape(*keys.shape[:-1], 1), index, axis=-1)
+      values = jax.lax.dynamic_update_slice_in_dim(values, v.reshape(*values.shape[:-2], 1, c.head_dim), index, axis=-2)
       new.append((keys, values))
-      x = layer.finish(x, two_stretch_attention(q, past[i], (keys, values), (seen & near if i in c.sliding_layers else seen)[:, None]))
+      latest = jax.tree.map(lambda leaf: leaf.reshape(len(token), c.num_kv_heads, *leaf.shape[-2:]), (keys, values))
+      x = layer.finish(x, two_stretch_attention(q, past[i], latest, (seen & near if i in c.sliding_layers else seen)[:, None]))
     return rms_norm(x, self.final_norm, c.norm_eps)[:, 0], new
 
   def logits(self, hidden: jax.Array) -> jax.Array:

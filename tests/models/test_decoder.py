@@ -82,7 +82,8 @@ class Kept:
     for index in range(tokens.shape[1]):
       hidden, recent = step(self.config, self.params, tokens[:, index], self.lengths, past, recent, np.int32(index))
       parts.append(np.asarray(hidden))
-    self._keep(np.full(len(tokens), tokens.shape[1], np.int32) if counts is None else np.array(counts, np.int32), recent)
+    counts = np.full(len(tokens), tokens.shape[1], np.int32) if counts is None else np.array(counts, np.int32)
+    self._keep(counts, cache.by_row(recent, len(tokens)))
     return np.stack(parts, axis=1)
 
   def _keep(self, counts, new):

@@ -136,7 +136,7 @@ def decoded_logits(config, params, tokens):
     for index in range(count):
       hidden, recent = step(tokens[:, done + index], full(done), past, recent, np.int32(index))
       parts.append(hidden[:, None])
-    store = cache.write(store, rows, full(done), full(count), recent)
+    store = cache.write(store, rows, full(done), full(count), cache.by_row(recent, BATCH))
     done += count
   return Decoder(config).apply({'params': params}, jnp.concatenate(parts, axis=1), method='logits')
 
