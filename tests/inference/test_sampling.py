@@ -1,6 +1,5 @@
 """Sampling: frequencies, the ends of the unit interval, independence of positions, top-k and top-p."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
