@@ -1,40 +1,69 @@
-"""One HTML page of a run's results, or one table of several runs (method section 5).
+"""One HTML page of a run's results, or of several runs; and one episode in the terminal (method section 5).
 
-    python -m mempi_jax.report --workdir W                  W/report/index.html and its pictures
+    python -m mempi_jax.report --workdir W                  W/report/index.html, and its tables and figures as files beside it
     python -m mempi_jax.report --workdirs A B C --out DIR   several households and seeds pooled: DIR/index.html, table.md, results.json
+    python -m mempi_jax.report --workdir W --episode ID     one episode beside the same game without guidance; ID is memory/task_id@seed
 
-The page needs no network and runs no script. Text of games, agents and policies comes from outside: the template escapes all of it, and
-characters that could hide or reorder text are shown by their code. What a workdir does not have yet is left out of its page.
+The page is one file and needs no network. Its only script is assets/report.js, the episode browser; everything else is there without it.
+Text of games, agents and policies comes from outside: the template escapes all of it, the browser's data are base64 that the script turns
+into text nodes, the page's security policy allows no other script, and characters that could hide or reorder text are shown by their
+code. What a workdir does not have yet is left out of its page.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import collections
+import difflib
+import gzip
+import hashlib
 import importlib.resources
+import itertools
+import json
+import shutil
 import struct
-import unicodedata
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
-from mempi_jax.evals import abstention, plots, stats, success
+from mempi_jax.evals import abstention, plots, stats, success, tables
 from mempi_jax.evals.success import Record
+from mempi_jax.evals.tables import Table, plain
 from mempi_jax.runtime import files
 from mempi_jax.runtime.manifest import ManifestError
 from mempi_jax.runtime.metrics import read_metrics
+from mempi_jax.types import Status
 
 MARGIN = 0.03  # of non-inferiority: a loss that would be too much for the guidance saved
 MAIN_SPLIT = 'heldout_games'
 LEARNED = ('mempi', 'mempi_stage1')
 STAGES = (('stage 1 (SFT)', 'stage1'), ('stage 2 (RL)', 'stage2'))
 
+TABLES = ('success', 'cells', 'comparisons', 'runs', 'abstention', 'effects', 'wall_time', 'manifest')
+# Figures of the page, in their order: what each shows.
+FIGURES = {
+  'success': 'success of every memory on every split',
+  'tokens': 'success against guidance tokens',
+  'differences': 'paired differences',
+  'abstention': 'abstention against difficulty',
+  'training_stage1': 'training curves of stage 1 (SFT)',
+  'training_stage2': 'training curves of stage 2 (RL)',
+}
+
 _EXAMPLES_A_KIND = 2
+_LONGEST_TEXT = 4000  # characters of one text in the page; longer ones are cut there, and say so
+_IN_MARKDOWN = ('success', 'comparisons', 'runs')
+_OF_ONE_RUN = ('household', 'seed', 'games')  # fields of a manifest
+_NO_POLICY = ('none', 'token_matched', 'oracle')  # whose decisions say nothing about a policy
 
 
 def write_report(workdir: str | Path) -> Path:
-  """Writes WORKDIR/report/index.html with its pictures and returns its path.
+  """Writes WORKDIR/report/index.html with its tables and figures beside it, and returns its path.
 
   Reads what is there of eval/, stage1/, stage2/, results.json, manifest.json and real_engine_replay.json. Tables are those of
   results.json; without one they are computed from the episodes.
@@ -63,13 +92,15 @@ def write_report(workdir: str | Path) -> Path:
     'subtitle': _subtitle(rows, manifest),
     'curves': [(name, f'training_{folder}') for name, folder in STAGES if folder in curves],
     'replay': None if replay is None else {'reason': 'No reason was recorded.', **replay},
-    'manifest': _flatten(manifest),
-    'wall_times': [(name, _duration(seconds)) for name, seconds in _flatten(results.get('wall_time_s') or {})],
   }
+  if wall_times := _flatten(results.get('wall_time_s') or {}):
+    page['tables']['wall_time'] = tables.wall_time_table(wall_times)
+  if manifest:
+    page['tables']['manifest'] = tables.manifest_table(_flatten(manifest))
   if has_episodes and replay is None:
     page['replay'] = {'episodes': 0, 'agree': 0, 'reason': 'The run has not reached it yet.'}
-  images = _images(page, {f'training_{folder}': (plots.training, records) for folder, records in curves.items()})
-  return _write_page(workdir / 'report', page, images)
+  drawings = _drawings(page) | {f'training_{folder}': (plots.training, records) for folder, records in curves.items()}
+  return _write_page(workdir / 'report', page, drawings)
 
 
 def write_pooled_report(workdirs: Sequence[str | Path], out: str | Path) -> Path:
@@ -86,15 +117,17 @@ def write_pooled_report(workdirs: Sequence[str | Path], out: str | Path) -> Path
   rows, comparisons = success.summarise(episodes), success.compare(episodes, success.present_pairs(episodes))
   page = _evaluation(rows, comparisons, episodes, base_runs)
   households = len({household for household, _, _ in runs})
+  run_rows = _run_rows(runs, episodes)
   page |= {
     'title': f'Mem-π: {len(runs)} runs on {households} household{"s" if households > 1 else ""}',
     'subtitle': _subtitle(rows, {}),
-    'runs': _run_table(runs, episodes),
-    'manifest': _flatten(files.read_json(runs[0][2] / 'manifest.json')),
   }
-  path = _write_page(out, page, _images(page, {}))
+  page['tables']['runs'] = tables.runs_table(run_rows, page['memories'], MAIN_SPLIT)
+  shared = {name: value for name, value in files.read_json(runs[0][2] / 'manifest.json').items() if name not in _OF_ONE_RUN}
+  page['tables']['manifest'] = tables.manifest_table(_flatten(shared))
+  path = _write_page(out, page, _drawings(page), more_files=[(['table.md'], 'tables in Markdown'), (['results.json'], 'all numbers')])
   files.write_text(out / 'table.md', markdown(page))
-  pooled = {'rows': rows, 'comparisons': comparisons, 'runs': page['runs']}
+  pooled = {'rows': rows, 'comparisons': comparisons, 'runs': run_rows}
   if 'mempi' in page['abstention']:
     pooled['abstention_by_difficulty'] = abstention.by_difficulty(episodes, base_runs)
   files.write_json(out / 'results.json', pooled)
@@ -145,39 +178,17 @@ def headlines(
 
 def markdown(page: Mapping[str, Any]) -> str:
   """The tables of a pooled page as Markdown: success and cost, comparisons, runs."""
-  cells, splits = page['cells'], page['splits']
-  lines = ['| memory | ' + ' | '.join(plots.split_label(split) for split in splits) + ' | abstains | guidance tokens | agent steps |']
-  lines.append('|---|' + '---|' * len(splits) + '---|---|---|')
-  for memory in page['memories']:
-    texts = []
-    for split in splits:
-      row = cells.get((memory, split))
-      texts.append(f'{row["success_rate"]:.3f} [{row["ci95"][0]:.3f}, {row["ci95"][1]:.3f}]' if row else '–')
-    row = cells.get((memory, page['main_split']))
-    texts += [f'{row["abstain_rate"]:.2f}', f'{row["guidance_tokens"]:.2f}', f'{row["agent_steps"]:.2f}'] if row else ['–'] * 3
-    lines.append(f'| {_cell(plots.label(memory))} | ' + ' | '.join(texts) + ' |')
-  sizes = ', '.join(f'{plots.split_label(split)} {max(row["n"] for row in page["rows"] if row["split"] == split)}' for split in splits)
-  lines += ['', f'Episodes: {sizes}. Last three columns: {plots.split_label(page["main_split"])}.', '']
-  lines += ['| split | comparison | difference | 95% interval | p | p (Holm) | MDE |', '|---|---|---|---|---|---|---|']
-  for row in page['comparisons']:
-    effect = row['minimum_detectable_effect']
-    lines.append(
-      f'| {_cell(plots.split_label(row["split"]))} | {_cell(plots.label(row["a"]))} − {_cell(plots.label(row["b"]))} | {row["diff"]:+.3f} '
-      f'| [{row["ci95"][0]:+.3f}, {row["ci95"][1]:+.3f}] | {_p_value(row["mcnemar_p"])} | {_p_value(row["holm_p"])} '
-      f'| {"–" if effect is None else f"{effect:.3f}"} |'
-    )
-  for memory, gap in page['gaps'].items():
-    interval = f'{gap.value:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]'
-    lines += ['', f'{plots.label(memory)}: abstain rate on the easiest fifth minus that on the hardest {interval}.']
-  if page['growth'] is not None:
-    growth = page['growth']
-    lines += ['', f'Growth of that gap since stage 1: {growth.value:+.2f} [{growth.low:+.2f}, {growth.high:+.2f}].']
-  lines += ['', '| household | seed | episodes | ' + ' | '.join(_cell(plots.label(memory)) for memory in page['memories']) + ' |']
-  lines.append('|---|---|---|' + '---|' * len(page['memories']))
-  for run in page['runs']:
-    values = [f'{run["success"][memory]:.3f}' if memory in run['success'] else '–' for memory in page['memories']]
-    lines.append(f'| {_cell(run["household"])} | {run["seed"]} | {run["n"]} | ' + ' | '.join(values) + ' |')
-  return '\n'.join(lines) + '\n'
+  parts = [f'{tables.to_markdown(table)}\n{table.caption}\n' for name, table in page['tables'].items() if name in _IN_MARKDOWN]
+  return '\n'.join(parts + [f'{sentence}\n' for sentence in page['gap_sentences']])
+
+
+def gap_sentences(gaps: Mapping[str, stats.Estimate], growth: stats.Estimate | None) -> list[str]:
+  """What the fifths say, for readers of tables."""
+  interval = lambda gap: f'{tables.signed(gap.value, 2)} [{tables.signed(gap.low, 2)}, {tables.signed(gap.high, 2)}]'
+  sentences = [
+    f'{plots.label(memory)}: abstain rate on the easiest fifth minus that on the hardest {interval(gap)}.' for memory, gap in gaps.items()
+  ]
+  return sentences + ([] if growth is None else [f'Growth of that gap since stage 1: {interval(growth)}.'])
 
 
 # The parts of a page.
@@ -192,20 +203,29 @@ def _evaluation(
   fifths = learned if any(run['split'] == MAIN_SPLIT for run in base_runs) else []
   gaps = {memory: abstention.gap(episodes, base_runs, memory=memory) for memory in fifths}
   growth = abstention.gap_growth(episodes, base_runs) if len(fifths) == 2 else None
-  adjusted = stats.holm([row['mcnemar_p'] for row in comparisons])
-  speakers = [m for m in success.memories_of(episodes) if m not in ('none', 'oracle')] if has_none else []
+  speakers = [m for m in success.memories_of(episodes) if m not in _NO_POLICY] if has_none else []
+  routing = {memory: abstention.routing(episodes, memory=memory) for memory in speakers}
   example_memory, examples = (learned[0], _examples(episodes, learned[0])) if learned and has_none else ('', [])
+  details = {memory: abstention.details(episodes, base_runs, memory=memory) for memory in fifths}
+  shown: dict[str, Table] = {}
+  if rows:
+    shown |= {'success': tables.success_table(rows, MAIN_SPLIT), 'cells': tables.cells_table(rows)}
+  if comparisons:
+    shown['comparisons'] = tables.comparisons_table(comparisons)
+  if details:
+    shown['abstention'] = tables.abstention_table(details)
+  if routing:
+    shown['effects'] = tables.effects_table(routing)
   return {
-    'rows': _mark_first(rows),
-    'comparisons': _mark_first([{**row, 'holm_p': p} for row, p in zip(comparisons, adjusted)]),
+    'tables': shown,
+    'rows': rows,
+    'comparisons': comparisons,
     'memories': success.memories_of(rows),
-    'splits': success.splits_of(rows),
-    'cells': {(row['memory'], row['split']): row for row in rows},
-    'abstention': {memory: abstention.details(episodes, base_runs, memory=memory) for memory in fifths},
-    'gaps': gaps,
-    'growth': growth,
-    'routing': {memory: abstention.routing(episodes, memory=memory) for memory in speakers},
+    'abstention': details,
+    'gap_sentences': gap_sentences(gaps, growth),
+    'routing': routing,
     'headlines': headlines(rows, comparisons, gaps, growth),
+    'browser': pack(browser_data(episodes)) if episodes else '',
     'examples': examples,
     'example_memory': example_memory,
     'env_errors': [
@@ -216,10 +236,7 @@ def _evaluation(
     'warnings': [] if 'mempi' in learned or not rows else ['Stage 2 has not been evaluated yet: this page shows what came before it.'],
     'main_split': MAIN_SPLIT,
     'curves': [],
-    'runs': [],
     'replay': None,
-    'manifest': [],
-    'wall_times': [],
   }
 
 
@@ -238,20 +255,22 @@ def _examples(episodes: Sequence[Record], memory: str) -> list[dict[str, Any]]:
       kinds['Guidance helped' if mine['success'] else 'Guidance hurt'].append((mine, alone))
   numbers = {title: 1 if title.startswith('It') else _EXAMPLES_A_KIND for title in kinds}
   return [
-    {'title': title, 'mine': _readable(mine), 'alone': _readable(alone)}
+    {'title': title, 'id': episode_id(mine), 'mine': _readable(mine), 'alone': _readable(alone)}
     for title, found in kinds.items()
     for mine, alone in found[: numbers[title]]
   ]
 
 
 def _readable(episode: Record) -> Record:
-  """An episode whose texts are there, if empty, and whose steps are pairs."""
+  """An episode whose texts are there, if empty, and whose steps are pairs. Evaluations of older versions recorded less."""
   steps = [(str(step[0]), str(step[1])) for step in episode.get('steps', []) if isinstance(step, (list, tuple)) and len(step) == 2]
   texts = {name: str(episode.get(name) or '') for name in ('goal', 'observation', 'guidance')}
-  return {**episode, **texts, 'steps': steps}
+  lists = {name: [str(entry) for entry in episode.get(name) or []] for name in ('nearest', 'retrieved')}
+  counts = {name: episode.get(name) for name in ('read_tokens', 'written_tokens')}
+  return {**episode, **texts, **lists, **counts, 'steps': steps}
 
 
-def _run_table(runs: Sequence[tuple[str, int, Path]], episodes: Sequence[Record]) -> list[dict[str, Any]]:
+def _run_rows(runs: Sequence[tuple[str, int, Path]], episodes: Sequence[Record]) -> list[dict[str, Any]]:
   table = []
   for household, seed, _ in runs:
     outcomes: dict[str, list[bool]] = {}
@@ -264,8 +283,8 @@ def _run_table(runs: Sequence[tuple[str, int, Path]], episodes: Sequence[Record]
   return table
 
 
-def _images(page: Mapping[str, Any], more: Mapping[str, tuple[Callable[..., Any], Any]]) -> dict[str, dict[str, bytes]]:
-  """Picture name -> theme -> PNG."""
+def _drawings(page: Mapping[str, Any]) -> dict[str, tuple[Callable[..., Any], Any]]:
+  """Figure name -> what draws it, and from what."""
   drawings: dict[str, tuple[Callable[..., Any], Any]] = {}
   if page['rows']:
     drawings |= {'success': (plots.success, page['rows']), 'tokens': (plots.tokens, page['rows'])}
@@ -273,34 +292,61 @@ def _images(page: Mapping[str, Any], more: Mapping[str, tuple[Callable[..., Any]
     drawings['differences'] = (plots.differences, page['comparisons'])
   if page['abstention']:
     drawings['abstention'] = (plots.abstention, page['abstention'])
-  drawings |= more
-  return {name: plots.draw(figure, data) for name, (figure, data) in drawings.items()}
+  return drawings
 
 
-def _write_page(folder: Path, page: dict[str, Any], images: Mapping[str, Mapping[str, bytes]]) -> Path:
-  """Writes the pictures and then the page that shows them."""
+def _write_page(
+  folder: Path,
+  page: dict[str, Any],
+  drawings: Mapping[str, tuple[Callable[..., Any], Any]],
+  more_files: Sequence[tuple[Sequence[str], str]] = (),
+) -> Path:
+  """Writes tables and figures as files, and then the page that holds them."""
+  listed = []
+  for name, table in page['tables'].items():
+    files.write_text(folder / f'table_{name}.csv', tables.to_csv(table))
+    files.write_text(folder / f'table_{name}.tex', tables.to_latex(table))
+    listed.append(([f'table_{name}.csv', f'table_{name}.tex'], table.caption))
   pictures = {}
-  for name, themes in images.items():
-    for theme, image in themes.items():
-      files.write_bytes(folder / f'{name}_{theme}.png', image)
-    width, height = struct.unpack('>II', themes['light'][16:24])
-    pictures[name] = {'light': f'{name}_light.png', 'dark': f'{name}_dark.png', 'width': width // 2, 'height': height // 2}
+  for name, (figure, data) in drawings.items():
+    images = plots.draw(figure, data)
+    for kind, image in images.items():
+      files.write_bytes(folder / f'{name}_{kind}', image)
+    listed.append(([f'{name}_{kind}' for kind in images], f'Figure: {FIGURES[name]}.'))
+    width, height = struct.unpack('>II', images['light.png'][16:24])
+    embedded = {theme: 'data:image/svg+xml;base64,' + _base64(images[f'{theme}.svg']) for theme in ('light', 'dark')}
+    pictures[name] = {**embedded, 'width': width // 2, 'height': height // 2}
+  style, script = _asset('report.css'), _asset('report.js')
   environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_finalize, trim_blocks=True)
-  template = importlib.resources.files('mempi_jax').joinpath('assets', 'report.html').read_text(encoding='utf-8')
-  html = environment.from_string(template).render(
-    **page, pictures=pictures, label=plots.label, split_label=plots.split_label, colour=plots.colour, p_value=_p_value, number=_number
+  html = environment.from_string(_asset('report.html')).render(
+    **page | {'tables': {name: page['tables'].get(name) for name in TABLES}},
+    pictures=pictures,
+    files=[*listed, *more_files],
+    style=markupsafe.Markup(style),
+    style_hash=_digest(style),
+    script=markupsafe.Markup(script),
+    script_hash=_digest(script),
+    label=plots.label,
+    split_label=plots.split_label,
+    colour=plots.colour,
+    marker_path=plots.marker_path,
   )
   path = folder / 'index.html'
   files.write_text(path, html)
   return path
 
 
-# Text.
+def _asset(name: str) -> str:
+  return importlib.resources.files('mempi_jax').joinpath('assets', name).read_text(encoding='utf-8')
 
 
-def plain(text: str) -> str:
-  """Text without characters that hide or reorder what a reader sees: those are shown by their code, as in \\u202e."""
-  return ''.join(c if c in '\n\t' or unicodedata.category(c) not in ('Cc', 'Cf', 'Cs', 'Co', 'Cn') else f'\\u{ord(c):04x}' for c in text)
+def _digest(text: str) -> str:
+  """sha256 as a security policy names it."""
+  return _base64(hashlib.sha256(text.encode('utf-8')).digest())
+
+
+def _base64(data: bytes) -> str:
+  return base64.b64encode(data).decode('ascii')
 
 
 def _finalize(value: Any) -> Any:
@@ -308,9 +354,177 @@ def _finalize(value: Any) -> Any:
   return plain(value) if type(value) is str else value  # markup of macros is a subclass, and was made from escaped text
 
 
-def _cell(text: str) -> str:
-  """Text inside a Markdown table."""
-  return plain(text).replace('|', '\\|').replace('\n', ' ')
+# The episode browser's data.
+
+
+def browser_data(episodes: Sequence[Record]) -> dict[str, Any]:
+  """Episodes as columns, small enough for a page.
+
+  Returns:
+    `strings`: every text once, plain and cut at 4,000 characters. `memories` {name, label, colour, marker}, `splits` {name, label},
+    `runs` and `statuses` name the codes of the columns. The columns, one value an episode: `memory`, `split`, `run`, `status`; `game`,
+    equal where household, run, split, task and seed are; `decision` (1: generates); `p_generate` (or None), `guidance_tokens`,
+    `agent_steps`, `seed`; `read_tokens` and `written_tokens` of the memory's own language model (or None); `task`, `goal`, `observation`,
+    `guidance`: places in `strings`; `steps`: places, action and what it brought in turn; `nearest`: places of the bank's nearest entries;
+    `retrieved`: places of the names of episodes that the guidance quotes.
+  """
+  strings: dict[str, int] = {}
+  place = lambda text: strings.setdefault(text, len(strings))
+  memories, splits = success.memories_of(episodes), success.splits_of(episodes)
+  runs: dict[str, int] = {}
+  games: dict[tuple, int] = {}
+  statuses = [status.value for status in Status]
+  columns: dict[str, list] = collections.defaultdict(list)
+  for episode in map(_readable, episodes):
+    p = episode['p_generate']
+    values = {
+      'memory': memories.index(episode['memory']),
+      'split': splits.index(episode['split']),
+      'run': runs.setdefault(_run_name(episode), len(runs)),
+      'status': statuses.index(episode['status']),
+      'game': games.setdefault(success.key_of(episode), len(games)),
+      'decision': int(episode['decision'] == '[GENERATE]'),
+      'p_generate': None if p is None else round(p, 6),
+      **{name: episode[name] for name in ('guidance_tokens', 'agent_steps', 'seed', 'read_tokens', 'written_tokens')},
+      'task': place(episode['task_id']),
+      **{name: place(episode[name]) for name in ('goal', 'observation', 'guidance')},
+      'steps': [place(text) for step in episode['steps'] for text in step],
+      **{name: [place(entry) for entry in episode[name]] for name in ('nearest', 'retrieved')},
+    }
+    for name, value in values.items():
+      columns[name].append(value)
+  return {
+    'strings': [_cut(plain(text)) for text in strings],
+    'memories': [
+      {'name': plain(m), 'label': plain(plots.label(m)), 'colour': plots.colour(m), 'marker': plots.marker_path(m)} for m in memories
+    ],
+    'splits': [{'name': plain(split), 'label': plain(plots.split_label(split))} for split in splits],
+    'runs': [plain(run) for run in runs],
+    'statuses': statuses,
+    **columns,
+  }
+
+
+def pack(tree: Any) -> str:
+  """JSON, gzipped, in base64: compact, and nothing in it can end the element that holds it. Equal values give equal text."""
+  text = json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
+  return _base64(gzip.compress(text.encode('utf-8'), mtime=0))
+
+
+def _run_name(episode: Record) -> str:
+  return f'{episode["household"]}, seed {episode["run_seed"]}' if 'household' in episode else ''
+
+
+def _cut(text: str) -> str:
+  if len(text) <= _LONGEST_TEXT:
+    return text
+  return f'{text[:_LONGEST_TEXT]} … ({len(text) - _LONGEST_TEXT} more characters; --episode shows them)'
+
+
+# One episode in the terminal.
+
+
+class EpisodeError(ValueError):
+  """No such episode, or more than one; the message names those it could be."""
+
+
+def episode_id(episode: Record) -> str:
+  """memory/task_id@seed."""
+  return f'{episode["memory"]}/{episode["task_id"]}@{episode["seed"]}'
+
+
+def find_episode(episodes: Sequence[Record], name: str) -> Record:
+  """The episode of that ID, memory/task_id@seed, as recorded or as the page shows it; the seed may be left out where there is one alone.
+
+  Raises:
+    EpisodeError: no such episode, or several.
+  """
+  found = [e for e in episodes if name in (episode_id(e), f'{e["memory"]}/{e["task_id"]}', plain(episode_id(e)))]
+  if len(found) == 1:
+    return found[0]
+  if found:
+    ids = list(dict.fromkeys(map(episode_id, found)))
+    hint = 'give the seed' if len(ids) > 1 else f'it is in the splits {", ".join(success.splits_of(found))}, which an ID cannot tell apart'
+    raise EpisodeError(f'{len(found)} episodes are called {name!r}: {_some(ids)}; {hint}')
+  # An ID of another memory differs in its first letters alone, so those of the same one come first.
+  ids = list(map(episode_id, episodes))
+  candidates = [i for i in ids if i.startswith(name.partition('/')[0] + '/')] or ids
+  near = [i for i in candidates if i.startswith(name)] or difflib.get_close_matches(name, candidates, n=3, cutoff=0.3)
+  if near:
+    raise EpisodeError(f'no episode {name!r}; near ones: {_some(near)}')
+  example = f', as in {_some([episode_id(episodes[0])])}' if episodes else ''
+  raise EpisodeError(f'no episode {name!r}; expected memory/task_id@seed{example}')
+
+
+def describe_episode(episodes: Sequence[Record], episode: Record, width: int) -> str:
+  """An episode beside the same game without guidance, as text of `width` columns; characters that steer a terminal appear by their code."""
+  alone = next((e for e in episodes if e['memory'] == 'none' and success.key_of(e) == success.key_of(episode)), None)
+  mine, memory = _readable(episode), plots.label(episode['memory'])
+  lines = [plain(episode_id(mine)), '']
+  for name, value in _facts(mine).items():
+    lines += _wrap(value, width, f'{name:<12} ')
+  lines.append('')
+  if mine['memory'] == 'none' or alone is None:
+    if alone is None:
+      lines += ['There is no episode of this game without guidance.', '']
+    return '\n'.join([*lines, f'{memory}: {_outcome(mine)}', *(line for step in mine['steps'] for line in _step_lines(step, width))])
+  # A page of two columns, an action beside an action.
+  alone, half = _readable(alone), (width - 3) // 2
+  beside = lambda left, right: [f'{a:<{half}} │ {b}'.rstrip() for a, b in itertools.zip_longest(left, right, fillvalue='')]
+  lines += beside(['agent alone'], [f'with {memory}'])
+  lines.append(f'{"─" * (half + 1)}┼{"─" * (half + 1)}')
+  fork = next((n for n, (a, b) in enumerate(zip(alone['steps'], mine['steps'])) if a != b), min(len(alone['steps']), len(mine['steps'])))
+  for n, (a, b) in enumerate(itertools.zip_longest(alone['steps'], mine['steps'])):
+    if n == fork and n > 0:
+      lines.append(f'{" from here they differ ":─^{width}}')
+    lines += beside(*(_step_lines(step, half) if step else [] for step in (a, b)))
+  lines.append(f'{"─" * (half + 1)}┼{"─" * (half + 1)}')
+  lines += beside(_wrap(_outcome(alone), half), _wrap(_outcome(mine), half))
+  if 'env_error' not in (alone['status'], mine['status']):
+    verdict = {1: 'The memory helped.', 0: 'No difference in success.', -1: 'The memory hurt.'}[mine['success'] - alone['success']]
+    lines += ['', verdict]
+  return '\n'.join(lines)
+
+
+def _facts(episode: Record) -> dict[str, str]:
+  """What is known before the first action, by name."""
+  facts = {'split': plots.split_label(episode['split']), 'goal': episode['goal'], 'sees first': episode['observation']}
+  facts['decision'] = episode['decision']
+  if episode['p_generate'] is not None:
+    facts['P(GENERATE)'] = f'{episode["p_generate"]:.4f}'
+  if episode['decision'] == '[GENERATE]':
+    facts['guidance'] = f'{episode["guidance"]} ({_count(episode["guidance_tokens"], "token")})'
+  if episode['retrieved']:
+    facts['quotes'] = ', '.join(episode['retrieved'])
+  if episode['read_tokens'] or episode['written_tokens']:
+    facts['its model'] = f'read {episode["read_tokens"]} tokens, wrote {episode["written_tokens"]}'
+  return facts | {f'nearest {place}': entry for place, entry in enumerate(episode['nearest'], start=1)}
+
+
+def _outcome(episode: Record) -> str:
+  return f'{episode["status"]} after {_count(episode["agent_steps"], "action")}'
+
+
+def _count(number: int, what: str) -> str:
+  return f'{number} {what}{"" if number == 1 else "s"}'
+
+
+def _step_lines(step: tuple[str, str], width: int) -> list[str]:
+  return _wrap(step[0], width, '> ') + _wrap(step[1], width, '  ')
+
+
+def _wrap(text: str, width: int, first: str = '') -> list[str]:
+  """Plain lines of at most `width` columns; `first` stands before the first one, and as much space before the others."""
+  indent, room = ' ' * len(first), max(20, width - len(first))
+  lines = [part for line in plain(text).expandtabs(4).split('\n') for part in textwrap.wrap(line, room, break_on_hyphens=False) or ['']]
+  return [(first if n == 0 else indent) + line for n, line in enumerate(lines)]
+
+
+def _some(ids: Sequence[str]) -> str:
+  return plain(', '.join(ids[:3]) + (', ...' if len(ids) > 3 else ''))
+
+
+# Text.
 
 
 def _subtitle(rows: Sequence[Record], manifest: Mapping[str, Any]) -> str:
@@ -334,30 +548,11 @@ def _points(difference: Record | stats.Estimate) -> str:
     value, low, high = difference.value, difference.low, difference.high
   else:
     value, (low, high) = difference['diff'], difference['ci95']
-  return f'{100 * value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]'
+  return f'{tables.signed(100 * value, 1)} points [{tables.signed(100 * low, 1)}, {tables.signed(100 * high, 1)}]'
 
 
 def _percent(row: Record) -> str:
   return f'{100 * row["success_rate"]:.1f}% [{100 * row["ci95"][0]:.1f}, {100 * row["ci95"][1]:.1f}]'
-
-
-def _p_value(p: float) -> str:
-  return f'{p:.3f}' if p >= 0.001 else f'{p:.0e}' if p > 0.0 else '0'
-
-
-def _number(value: float | None) -> str:
-  return '–' if value is None else f'{value:.2f}'
-
-
-def _duration(seconds: Any) -> str:
-  if not isinstance(seconds, (int, float)):
-    return str(seconds)
-  return f'{seconds:.1f} s' if seconds < 60 else f'{int(seconds // 60)} min {seconds % 60:02.0f} s'
-
-
-def _mark_first(rows: Sequence[Record]) -> list[Record]:
-  """Rows with a mark where a new split begins."""
-  return [{**row, 'first': index > 0 and row['split'] != rows[index - 1]['split']} for index, row in enumerate(rows)]
 
 
 def _flatten(tree: Any, prefix: str = '') -> list[tuple[str, Any]]:
@@ -373,19 +568,25 @@ def _read_json(path: Path) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """The command line."""
-  parser = argparse.ArgumentParser(prog='python -m mempi_jax.report', description='The report of a run, or one table of several runs.')
+  parser = argparse.ArgumentParser(prog='python -m mempi_jax.report', description='The report of a run, or one of several runs.')
   which = parser.add_mutually_exclusive_group(required=True)
   which.add_argument('--workdir', type=Path, metavar='FOLDER', help='a run; the page is FOLDER/report/index.html')
   which.add_argument('--workdirs', type=Path, nargs='+', metavar='FOLDER', help='runs to pool; needs --out')
   parser.add_argument('--out', type=Path, metavar='FOLDER', help='where the pooled page and tables go')
+  parser.add_argument('--episode', metavar='ID', help='of --workdir: print this episode, memory/task_id@seed, and write nothing')
   options = parser.parse_args(arguments)
   if (options.workdirs is None) != (options.out is None):
     parser.error('--workdirs and --out go together')
+  if options.episode is not None and options.workdir is None:
+    parser.error('--episode needs --workdir')
   try:
-    path = write_report(options.workdir) if options.workdir else write_pooled_report(options.workdirs, options.out)
+    if options.episode is not None:
+      episodes, width = success.read_episodes(options.workdir), min(160, shutil.get_terminal_size((120, 40)).columns)
+      print(describe_episode(episodes, find_episode(episodes, options.episode), width))
+    else:
+      print(write_report(options.workdir) if options.workdir else write_pooled_report(options.workdirs, options.out))
   except (ManifestError, ValueError, OSError) as error:
     raise SystemExit(f'report: {error}') from None
-  print(path)
 
 
 if __name__ == '__main__':

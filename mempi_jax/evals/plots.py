@@ -1,7 +1,7 @@
 """Pictures of the report, one function each; matplotlib without a display. Every function returns a Figure, drawn in the current theme.
 
 Each memory has one colour (Okabe and Ito's palette, told apart by the colour-blind) and one marker everywhere. `draw` renders a figure in
-the light and in the dark theme.
+the light and in the dark theme, as PNG and as SVG.
 """
 
 from __future__ import annotations
@@ -18,12 +18,45 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-COLOURS = {'none': '#8c8c8c', 'oracle': '#cc79a7', 'rag': '#e69f00', 'mempi_stage1': '#56b4e9', 'mempi': '#009e73'}
-MARKERS = {'none': 'o', 'oracle': '^', 'rag': 's', 'mempi_stage1': 'D', 'mempi': 'P'}
+COLOURS = {
+  'none': '#8c8c8c',
+  'token_matched': '#5f7080',
+  'oracle': '#cc79a7',
+  'rag': '#e69f00',
+  'mem0': '#d55e00',
+  'memory_r1': '#d98a8a',
+  'memrl': '#8f6bb3',
+  'rag_abstain': '#a07b1e',
+  'untrained': '#b5a694',
+  'always': '#0072b2',
+  'mempi_stage1': '#56b4e9',
+  'mempi': '#009e73',
+}
+MARKERS = {
+  'none': 'o',
+  'token_matched': 'H',
+  'oracle': '^',
+  'rag': 's',
+  'mem0': 'v',
+  'memory_r1': 'p',
+  'memrl': '>',
+  'rag_abstain': 'd',
+  'untrained': 'X',
+  'always': '<',
+  'mempi_stage1': 'D',
+  'mempi': 'P',
+}
 LABELS = {
   'none': 'agent alone',
+  'token_matched': 'agent alone, more steps',
   'oracle': 'oracle (upper bound)',
   'rag': 'RAG, k = 1',
+  'mem0': 'Mem0',
+  'memory_r1': 'Memory-R1',
+  'memrl': 'MemRL',
+  'rag_abstain': 'RAG, learned abstention',
+  'untrained': 'Mem-π, untrained',
+  'always': 'Mem-π, always speaks',
   'mempi_stage1': 'Mem-π, stage 1',
   'mempi': 'Mem-π',
 }
@@ -32,6 +65,21 @@ SPLIT_LABELS = {'heldout_games': 'held-out games', 'heldout_goals': 'held-out go
 _THEMES = {
   'light': {'background': '#ffffff', 'ink': '#1d2125', 'faint': '#d9dde1', 'quiet': '#5c6670'},
   'dark': {'background': '#171b20', 'ink': '#e6e9ec', 'faint': '#343b43', 'quiet': '#9aa5b0'},
+}
+# The markers as SVG paths in a box of 10 by 10, for pages.
+_MARKER_PATHS = {
+  'o': 'M1 5a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z',
+  'H': 'M.5 5L2.8 1H7.2L9.5 5L7.2 9H2.8Z',
+  's': 'M1.5 1.5h7v7h-7Z',
+  'D': 'M5 .5L9.5 5L5 9.5L.5 5Z',
+  'd': 'M5 .5L8 5L5 9.5L2 5Z',
+  'P': 'M3.5 .5h3v3h3v3h-3v3h-3v-3h-3v-3h3Z',
+  'X': 'M2.5 .5L5 3L7.5 .5L9.5 2.5L7 5L9.5 7.5L7.5 9.5L5 7L2.5 9.5L.5 7.5L3 5L.5 2.5Z',
+  'p': 'M5 .5L9.5 3.8L7.8 9H2.2L.5 3.8Z',
+  '^': 'M5 1L9.5 9H.5Z',
+  'v': 'M.5 1H9.5L5 9Z',
+  '<': 'M9 .5V9.5L1 5Z',
+  '>': 'M1 .5L9 5L1 9.5Z',
 }
 _LINES = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8c8c8c')
 _DOTS_PER_INCH = 150
@@ -50,17 +98,23 @@ def split_label(split: str) -> str:
 
 def colour(memory: str) -> str:
   """A memory's colour, '#rrggbb'."""
-  return COLOURS.get(memory, '#0072b2')
+  return COLOURS.get(memory, '#5c7ea8')
+
+
+def marker_path(memory: str) -> str:
+  """A memory's marker as an SVG path in a box of 10 by 10."""
+  return _MARKER_PATHS[MARKERS.get(memory, 'o')]
 
 
 def draw(figure: Callable[..., Figure], *arguments: Any) -> dict[str, bytes]:
-  """theme ('light', 'dark') -> PNG of `figure(*arguments)`. The same arguments give the same bytes."""
+  """`figure(*arguments)` as 'light.png', 'light.svg', 'dark.png' and 'dark.svg'. The same arguments give the same bytes."""
   images = {}
   for theme in _THEMES:
     with _theme(theme):
-      buffer = io.BytesIO()
-      figure(*arguments).savefig(buffer, format='png', dpi=_DOTS_PER_INCH, metadata={'Software': None})
-      images[theme] = buffer.getvalue()
+      drawn = figure(*arguments)
+      images[f'{theme}.png'] = _save(drawn, format='png', dpi=_DOTS_PER_INCH, metadata={'Software': None})
+      drawn.set_layout_engine('none')  # everything stays where it is; to lay it out again would take as long as the rest
+      images[f'{theme}.svg'] = _save(drawn, format='svg', metadata={'Date': None, 'Creator': None})
   return images
 
 
@@ -125,7 +179,8 @@ def differences(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
 def tokens(rows: Sequence[Mapping[str, Any]]) -> Figure:
   """Success against mean guidance tokens an episode, one panel a split. `rows` as in results.json."""
   splits = list(dict.fromkeys(row['split'] for row in rows))
-  figure = _figure(max(5.2, 3.0 * len(splits) + 0.6), 3.9)
+  memories = list(dict.fromkeys(row['memory'] for row in rows))
+  figure = _figure(max(5.2, 3.0 * len(splits) + 0.6), 3.5 + 0.22 * math.ceil(len(memories) / 3))
   panels = figure.subplots(1, len(splits), sharex=True, sharey=True, squeeze=False)[0]
   widest = max(row['guidance_tokens'] for row in rows)
   for axes, split in zip(panels, splits):
@@ -135,7 +190,7 @@ def tokens(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_xlim(-0.08 * max(widest, 1.0), 1.12 * max(widest, 1.0))
   panels[0].set_ylabel('success rate')
   figure.supxlabel('guidance tokens per episode (0 where it abstains)', fontsize=11, color=_ink('ink'))
-  _legend(figure, list(dict.fromkeys(row['memory'] for row in rows)))
+  _legend(figure, memories)
   return figure
 
 
@@ -251,6 +306,8 @@ def _theme(name: str) -> Iterator[None]:
     'axes.titlesize': 11.5,
     'axes.titleweight': 'bold',
     'font.family': ['DejaVu Sans'],
+    'svg.fonttype': 'path',  # looks the same where the font is missing
+    'svg.hashsalt': 'mempi_jax',  # names inside the file do not change from one drawing to the next
     'text.parse_math': False,  # names come from outside: a '$' is a dollar
   }
   with matplotlib.rc_context({**matplotlib.rcParamsDefault, 'backend': 'agg', **settings}):
@@ -261,6 +318,12 @@ def _ink(name: str) -> str:
   """A colour of the current theme, found by its background."""
   background = matplotlib.rcParams['figure.facecolor']
   return next((theme[name] for theme in _THEMES.values() if theme['background'] == background), _THEMES['light'][name])
+
+
+def _save(figure: Figure, **options: Any) -> bytes:
+  buffer = io.BytesIO()
+  figure.savefig(buffer, **options)
+  return buffer.getvalue()
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -306,7 +369,9 @@ def _legend(figure: Figure, memories: Sequence[str]) -> None:
 
 
 def _short(memory: str) -> str:
-  return {'oracle': 'oracle', 'rag': 'RAG', 'none': 'alone', 'mempi_stage1': 'stage 1'}.get(memory, label(memory))
+  short = {'oracle': 'oracle', 'rag': 'RAG', 'none': 'alone', 'token_matched': 'more steps', 'rag_abstain': 'RAG, abstaining'}
+  short |= {'untrained': 'untrained', 'always': 'always', 'mempi_stage1': 'stage 1'}
+  return short.get(memory, label(memory))
 
 
 def _common_words(a: str, b: str) -> str:

@@ -1,0 +1,334 @@
+"""Tables of an evaluation, each defined once, and their forms: CSV and LaTeX here, Markdown too; the page's template draws the same cells.
+
+A `Table` has two faces. `records` are the numbers in full, for CSV; `body` is what a reader sees, rounded. Text of games, agents and
+configurations comes from outside: every form escapes it, and characters that hide or reorder text are shown by their code (`plain`).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mempi_jax.evals.plots import label, split_label
+from mempi_jax.evals.success import Record, memories_of, splits_of
+
+_NOTHING = '–'  # where there is no value
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cell:
+  """What a reader sees in one cell.
+
+  `interval` stands after the text, less prominent; `tone` is 'good' or 'bad' where the sign of a difference is certain; `memory` is the
+  memory that the row is about, whose marker stands before the text.
+  """
+
+  text: str
+  interval: str = ''
+  tone: str = ''
+  memory: str = ''
+
+  def __str__(self) -> str:
+    return f'{self.text} {self.interval}' if self.interval else self.text
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+  """One table. `name` is the stem of its files; the first `names` columns hold names, the others numbers; `groups` are the lines of the
+  body where a new group begins; in `wrapped` tables the last column holds long text."""
+
+  name: str
+  caption: str
+  head: tuple[str, ...]
+  body: tuple[tuple[Cell, ...], ...]
+  records: tuple[Record, ...]
+  names: int = 1
+  groups: tuple[int, ...] = ()
+  wrapped: bool = False
+
+
+# The tables.
+
+
+def success_table(rows: Sequence[Record], main_split: str) -> Table:
+  """One line a memory: success on every split; what it costs, on the main split. `rows` as in results.json."""
+  cells = {(row['memory'], row['split']): row for row in rows}
+  splits, costs = splits_of(rows), ('abstain_rate', 'guidance_tokens', 'agent_steps')
+  body, records = [], []
+  for memory in memories_of(rows):
+    line, record = [_memory(memory)], {'memory': memory}
+    for split in splits:
+      if row := cells.get((memory, split)):
+        line.append(Cell(f'{row["success_rate"]:.3f}', _interval(row['ci95'])))
+        record |= {f'{split}_success_rate': row['success_rate'], f'{split}_ci95_low': row['ci95'][0], f'{split}_ci95_high': row['ci95'][1]}
+      else:
+        line.append(Cell(_NOTHING))
+    row = cells.get((memory, main_split), {})
+    body.append((*line, *(number(row.get(field)) for field in costs)))
+    records.append(record | {f'{main_split}_{field}': row.get(field) for field in costs})
+  sizes = ', '.join(f'{split_label(split)} {max(row["n"] for row in rows if row["split"] == split)}' for split in splits)
+  caption = f'Success rate with 95% interval over games. Episodes: {sizes}. Last three columns: {split_label(main_split)}.'
+  head = ('memory', *(split_label(split) for split in splits), 'abstains', 'guidance tokens', 'agent steps')
+  return Table('success', caption, head, tuple(body), tuple(records))
+
+
+def cells_table(rows: Sequence[Record]) -> Table:
+  """One line a split and memory, with all that was measured. `rows` as in results.json."""
+  body = tuple(
+    (
+      Cell(split_label(row['split'])),
+      _memory(row['memory']),
+      Cell(str(row['n'])),
+      Cell(f'{row["success_rate"]:.3f}', _interval(row['ci95'])),
+      number(row['abstain_rate']),
+      number(row['guidance_tokens']),
+      number(row['agent_steps']),
+    )
+    for row in rows
+  )
+  head = ('split', 'memory', 'episodes', 'success', 'abstains', 'guidance tokens', 'agent steps')
+  caption = 'Every memory on every split: success rate with 95% interval over games, and means per episode.'
+  return Table('cells', caption, head, body, _flat(rows), names=2, groups=_groups(rows, 'split'))
+
+
+def comparisons_table(comparisons: Sequence[Record]) -> Table:
+  """One line a paired comparison. `comparisons` as in results.json; the column p (Holm) is there where a record has `holm_p`."""
+  has_holm = any('holm_p' in row for row in comparisons)
+  body = []
+  for row in comparisons:
+    low, high = row['ci95']
+    effect = row['minimum_detectable_effect']
+    body.append(
+      (
+        Cell(split_label(row['split'])),
+        Cell(f'{label(row["a"])} − {label(row["b"])}'),
+        Cell(signed(row['diff']), f'[{signed(low)}, {signed(high)}]', 'good' if low > 0 else 'bad' if high < 0 else ''),
+        Cell(p_value(row['mcnemar_p'])),
+        *([Cell(_NOTHING if row.get('holm_p') is None else p_value(row['holm_p']))] if has_holm else []),
+        Cell(_NOTHING if effect is None else f'{effect:.3f}'),
+      )
+    )
+  head = ('split', 'comparison', 'difference', 'p', *(['p (Holm)'] if has_holm else []), 'MDE')
+  caption = 'Differences of success rates, paired over game and seed, with 95% interval; MDE: minimum detectable effect.'
+  return Table('comparisons', caption, head, tuple(body), _flat(comparisons), names=2, groups=_groups(comparisons, 'split'))
+
+
+def runs_table(runs: Sequence[Record], memories: Sequence[str], main_split: str) -> Table:
+  """One line a pooled run {household, seed, n, success: memory -> rate}."""
+  body = tuple(
+    (
+      Cell(run['household']),
+      Cell(str(run['seed'])),
+      Cell(str(run['n'])),
+      *(Cell(f'{run["success"][memory]:.3f}' if memory in run['success'] else _NOTHING) for memory in memories),
+    )
+    for run in runs
+  )
+  head = ('household', 'seed', 'episodes', *map(label, memories))
+  return Table('runs', f'Success on {split_label(main_split)}, run by run.', head, body, _flat(runs))
+
+
+def abstention_table(details: Mapping[str, Sequence[Record]]) -> Table:
+  """One line a memory and fifth of the games. memory -> rows of abstention.details."""
+  rows = [{'memory': memory, **row} for memory, found in details.items() for row in found]
+  body = tuple(
+    (
+      _memory(row['memory']),
+      Cell({1: '1 (easiest)', 5: '5 (hardest)'}.get(row['bucket'], str(row['bucket']))),
+      Cell(str(row['n'])),
+      number(row['base_success']),
+      number(row['none_success']),
+      number(row['success_rate']),
+      Cell(f'{row["abstain_rate"]:.2f}', _interval(row['ci95'], 2)),
+      number(row['p_generate']),
+    )
+    for row in rows
+  )
+  head = ('memory', 'fifth', 'episodes', 'base success', 'alone, same episodes', 'success', 'abstains', 'mean P(GENERATE)')
+  caption = 'When the memory speaks: held-out games in fifths by how often the agent alone solves them under other seeds.'
+  return Table('abstention', caption, head, body, _flat(rows), names=2, groups=_groups(rows, 'memory'))
+
+
+def effects_table(routing: Mapping[str, Record]) -> Table:
+  """One line a memory: what its guidance did, against the agent alone in the same episode. memory -> counts of abstention.routing."""
+  fields = {
+    'generated': 'spoke',
+    'helped': 'helped',
+    'hurt': 'hurt',
+    'both': 'solved either way',
+    'neither': 'failed either way',
+    'abstained': 'abstained',
+    'abstained_solved': '… solved',
+    'abstained_failed': '… failed',
+  }
+  body = tuple((_memory(memory), *(Cell(str(counts[field])) for field in fields)) for memory, counts in routing.items())
+  caption = 'What guidance did, against the agent alone in the same episode.'
+  return Table('effects', caption, ('memory', *fields.values()), body, _flat([{'memory': m, **c} for m, c in routing.items()]))
+
+
+def wall_time_table(seconds: Sequence[tuple[str, Any]]) -> Table:
+  """One line a part of the run. (name, seconds) pairs."""
+  body = tuple((Cell(what), Cell(duration(value))) for what, value in seconds)
+  return Table('wall_time', 'Wall time.', ('part', 'time'), body, tuple({'part': what, 'seconds': value} for what, value in seconds))
+
+
+def manifest_table(values: Sequence[tuple[str, Any]]) -> Table:
+  """One line a field of the manifest. (dotted name, value) pairs."""
+  body = tuple((Cell(what), Cell(str(value))) for what, value in values)
+  records = tuple({'field': what, 'value': value} for what, value in values)
+  return Table('manifest', 'Manifest: runs are comparable only where all of it is equal.', ('field', 'value'), body, records, wrapped=True)
+
+
+# Their forms.
+
+
+def to_csv(table: Table) -> str:
+  """The table's records in full; None is an empty field. Text that a spreadsheet would take for a formula starts with an apostrophe."""
+  columns = list(dict.fromkeys(name for record in table.records for name in record)) or list(table.head)
+  buffer = io.StringIO()
+  writer = csv.writer(buffer, lineterminator='\n')
+  writer.writerow(map(_csv_field, columns))
+  writer.writerows([_csv_field(record.get(name)) for name in columns] for record in table.records)
+  return buffer.getvalue()
+
+
+def to_latex(table: Table) -> str:
+  """The table as a reader sees it, a `table` environment in booktabs' style."""
+  columns = 'l' * table.names + 'r' * (len(table.head) - table.names)
+  if table.wrapped:
+    columns = columns[:-1] + r'p{0.6\linewidth}'
+  lines = [
+    r'% needs \usepackage{booktabs}',
+    r'\begin{table}',
+    r'  \centering\small',
+    rf'  \caption{{{latex_text(table.caption)}}}',
+    rf'  \label{{tab:{table.name}}}',
+    rf'  \begin{{tabular}}{{{columns}}}',
+    r'    \toprule',
+    '    ' + ' & '.join(map(latex_text, table.head)) + r' \\',
+    r'    \midrule',
+  ]
+  for index, row in enumerate(table.body):
+    if index in table.groups:
+      lines.append(r'    \midrule')
+    lines.append('    ' + ' & '.join(map(_latex_cell, row)) + r' \\')
+  return '\n'.join([*lines, r'    \bottomrule', r'  \end{tabular}', r'\end{table}', ''])
+
+
+def to_markdown(table: Table) -> str:
+  """The table as a reader sees it, in Markdown."""
+  lines = [table.head, ['---'] * table.names + ['---:'] * (len(table.head) - table.names), *table.body]
+  return ''.join('| ' + ' | '.join(_markdown_cell(str(cell)) for cell in line) + ' |\n' for line in lines)
+
+
+# Text.
+
+
+def plain(text: str) -> str:
+  """Text without characters that hide or reorder what a reader sees: those are shown by their code, as in \\u202e."""
+  if text.isprintable():
+    return text
+  return ''.join(c if c in '\n\t' or unicodedata.category(c) not in ('Cc', 'Cf', 'Cs', 'Co', 'Cn') else f'\\u{ord(c):04x}' for c in text)
+
+
+def latex_text(text: str) -> str:
+  """Text that LaTeX prints as it is."""
+  return ' '.join(map(_latex_word, plain(text).split()))
+
+
+def number(value: float | None) -> Cell:
+  """A mean, with two digits."""
+  return Cell(_NOTHING if value is None else f'{value:.2f}')
+
+
+def signed(value: float, digits: int = 3) -> str:
+  """A difference, with its sign."""
+  return f'{value:+.{digits}f}'.replace('-', '−')
+
+
+def p_value(p: float) -> str:
+  """A p-value: three digits, or its magnitude where it is smaller."""
+  return f'{p:.3f}' if p >= 0.001 else f'{p:.0e}' if p > 0.0 else '0'
+
+
+def duration(seconds: Any) -> str:
+  """Seconds as a reader likes them; what is no number stays as it is."""
+  if not isinstance(seconds, (int, float)):
+    return str(seconds)
+  return f'{seconds:.1f} s' if seconds < 60 else f'{int(seconds // 60)} min {seconds % 60:02.0f} s'
+
+
+# Internals.
+
+_FIRST = ('split', 'memory', 'bucket', 'a', 'b', 'household', 'seed', 'n')
+_LATEX = {
+  '\\': r'\textbackslash{}',
+  '~': r'\textasciitilde{}',
+  '^': r'\textasciicircum{}',
+  '<': r'\textless{}',
+  '>': r'\textgreater{}',
+  '|': r'\textbar{}',
+  'π': r'$\pi$',
+  '−': '$-$',
+  '–': r'\textendash{}',
+  '…': r'\ldots{}',
+  '·': r'\textperiodcentered{}',
+  # After a line's end, a bracket would be taken for an argument.
+  '[': '{[}',
+  ']': '{]}',
+  **{c: f'\\{c}' for c in '&%$#_{}'},
+}
+
+
+def _memory(memory: str) -> Cell:
+  return Cell(label(memory), memory=memory)
+
+
+def _interval(bounds: Sequence[float], digits: int = 3) -> str:
+  return f'[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]'
+
+
+def _groups(rows: Sequence[Record], field: str) -> tuple[int, ...]:
+  return tuple(i for i in range(1, len(rows)) if rows[i][field] != rows[i - 1][field])
+
+
+def _flat(rows: Sequence[Mapping[str, Any]]) -> tuple[Record, ...]:
+  """Rows with plain values, what they are about first: `ci95` becomes `ci95_low` and `ci95_high`, an inner mapping one field a name."""
+  flat = []
+  for row in rows:
+    record: Record = {name: row[name] for name in _FIRST if name in row}
+    for name, value in row.items():
+      if name == 'ci95':
+        record |= {'ci95_low': value[0], 'ci95_high': value[1]}
+      elif isinstance(value, Mapping):
+        record |= {f'{name}_{inner}': item for inner, item in value.items()}
+      else:
+        record[name] = value
+    flat.append(record)
+  return tuple(flat)
+
+
+def _csv_field(value: Any) -> Any:
+  if not isinstance(value, str):
+    return value
+  text = plain(value)
+  return f"'{text}" if text[:1] in ('=', '+', '-', '@', '\t') else text
+
+
+def _latex_word(word: str) -> str:
+  # A digest has no place to break by itself.
+  parts = [word[i : i + 16] for i in range(0, len(word), 16)] if len(word) >= 40 else [word]
+  # Two hyphens would become a dash.
+  return r'\allowbreak{}'.join(''.join(_LATEX.get(c, c) for c in part) for part in parts).replace('--', '-{}-')
+
+
+def _latex_cell(cell: Cell) -> str:
+  return latex_text(cell.text) + (rf' {{\footnotesize {latex_text(cell.interval)}}}' if cell.interval else '')
+
+
+def _markdown_cell(text: str) -> str:
+  return plain(text).replace('&', '&amp;').replace('<', '&lt;').replace('|', '\\|').replace('\n', ' ')
