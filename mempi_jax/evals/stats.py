@@ -40,6 +40,10 @@ def mean_interval(
 ) -> Estimate:
   """The mean of `values` with a percentile interval from a bootstrap over clusters.
 
+  In simulations of paired differences (100 to 400 clusters of 1 or 3 episodes, effects from 0 to 0.5; tests/evals/test_stats.py, slow) it
+  held the true one in 93.7% to 96.8%. It needs ten clusters or so that are not 0: with nine of 100, of 3 episodes each, it was 93.4%, of 1
+  to 3 episodes 92.5%. BCa and bootstrap-t fell further there, the t interval with single episodes; the exact test needs no such number.
+
   A bootstrap of equal values has no width, though the next game may differ. Where all clusters have the same mean the interval is
   instead the exact one for 'no other cluster in C draws': up to u = 1 - 0.025^(1/C) of all clusters may be anything within `bounds` [O].
 

@@ -17,7 +17,9 @@ from typing import Any
 from mempi_jax.evals import stats
 from mempi_jax.runtime import files, manifest
 
-MEMORIES = ('none', 'oracle', 'rag', 'mempi_stage1', 'mempi')
+MEMORIES = (
+  'none', 'token_matched', 'oracle', 'rag', 'mem0', 'memory_r1', 'memrl', 'rag_abstain', 'untrained', 'always', 'mempi_stage1', 'mempi',
+)  # fmt: skip
 SPLITS = ('heldout_games', 'heldout_goals', 'long_horizon')
 PAIRS = (
   ('oracle', 'none'),
@@ -27,6 +29,7 @@ PAIRS = (
   ('mempi_stage1', 'rag'),
   ('mempi', 'rag'),
   ('mempi', 'mempi_stage1'),
+  *(('mempi', memory) for memory in ('mem0', 'memory_r1', 'memrl', 'rag_abstain', 'untrained', 'always', 'token_matched')),
 )
 
 EPISODES_FILE, BASE_RUNS_FILE = 'eval/episodes.jsonl', 'eval/base_runs.jsonl'
@@ -178,10 +181,12 @@ def present_pairs(episodes: Sequence[Record]) -> list[tuple[str, str]]:
 
 
 def compare(episodes: Sequence[Record], pairs: Sequence[tuple[str, str]], *, seed: int = 0) -> list[Record]:
-  """The comparisons of results.json, split by split: {split, a, b, diff, ci95, mcnemar_p, minimum_detectable_effect}; diff is a - b.
+  """The comparisons of results.json, split by split: {split, a, b, diff, ci95, mcnemar_p, holm_p, minimum_detectable_effect}.
 
-  Paired over (task, seed); where either episode ended in an environment error the pair is left out. `minimum_detectable_effect` is None
-  where there are too few pairs to find anything.
+  `diff` is a - b. Paired over (task, seed); where either episode ended in an environment error the pair is left out. `holm_p` is
+  `mcnemar_p` after Holm's correction over all comparisons of the same split in this table: with a chance of 95% or more, none of those at
+  or below 0.05 on a split is a false alarm. Splits are families of their own. The intervals are not corrected.
+  `minimum_detectable_effect` is None where there are too few pairs to find anything.
 
   Raises:
     EpisodesError: a memory of a pair has no episodes (see `present_pairs`), or memories did not play the same episodes.
@@ -193,6 +198,7 @@ def compare(episodes: Sequence[Record], pairs: Sequence[tuple[str, str]], *, see
       raise EpisodesError(f'no episodes of memory {memory} to compare; there are some of {", ".join(present) or "none"}')
   comparisons = []
   for split in splits_of(episodes):
+    family, p_values = [], []
     for a, b in pairs:
       both = paired(episodes, split, a, b)
       if not both:
@@ -201,17 +207,22 @@ def compare(episodes: Sequence[Record], pairs: Sequence[tuple[str, str]], *, see
       tasks = [task_of(x) for x, _ in both]
       difference = stats.paired_difference(left, right, tasks, seed=seed)
       effect = stats.minimum_detectable_effect(left, right, tasks)
-      comparisons.append(
+      p_values.append(stats.mcnemar_exact(left, right, tasks))
+      family.append(
         {
           'split': split,
           'a': a,
           'b': b,
           'diff': _round(difference.value),
           'ci95': [_round(difference.low), _round(difference.high)],
-          'mcnemar_p': float(f'{stats.mcnemar_exact(left, right, tasks):.{_DIGITS}g}'),
+          'mcnemar_p': _round_p(p_values[-1]),
+          'holm_p': None,  # known when the whole family is
           'minimum_detectable_effect': None if effect is None else _round(effect),
         }
       )
+    for row, adjusted in zip(family, stats.holm(p_values), strict=True):
+      row['holm_p'] = _round_p(adjusted)
+    comparisons += family
   return comparisons
 
 
@@ -235,10 +246,13 @@ def pool(runs: Sequence[tuple[str, int, str | Path]]) -> list[Record]:
     runs: (household, seed, workdir) of each run.
 
   Raises:
-    EpisodesError: no runs, or the same household and seed twice. ManifestError: runs that are not comparable, household, seed and
-      the games made from them apart; names both folders. What `read_episodes` raises.
+    EpisodesError: fewer than two runs, the same household and seed twice, or a run without a single valid episode on a split that the
+      others or the manifests have; names the split and the run. ManifestError: runs that are not comparable, household, seed and
+      the games made from them apart; names both folders and every field that differs. What `read_episodes` raises.
   """
-  return _pool(runs, read_episodes)
+  pooled = _pool(runs, read_episodes)
+  _check_splits(runs, pooled)
+  return pooled
 
 
 def pool_base_runs(runs: Sequence[tuple[str, int, str | Path]]) -> list[Record]:
@@ -275,6 +289,9 @@ def _pool(runs: Sequence[tuple[str, int, str | Path]], read: Any) -> list[Record
   for (household, seed), number in names.items():
     if number > 1:
       raise EpisodesError(f'household {household} with seed {seed} comes {number} times; a run counts once')
+  if len(runs) < 2:
+    household, seed, workdir = runs[0]
+    raise EpisodesError(f'{workdir} (household {household}, seed {seed}) is the only run: pooling needs at least 2')
   manifests = [(Path(workdir), _without_run(files.read_json(Path(workdir) / 'manifest.json'))) for _, _, workdir in runs]
   for workdir, other in manifests[1:]:
     try:
@@ -283,6 +300,17 @@ def _pool(runs: Sequence[tuple[str, int, str | Path]], read: Any) -> list[Record
       raise manifest.ManifestError(f'{manifests[0][0]} and {workdir}: {error}') from None
   pooled = [{**record, 'household': household, 'run_seed': seed} for household, seed, workdir in runs for record in read(workdir)]
   return pooled
+
+
+def _check_splits(runs: Sequence[tuple[str, int, str | Path]], episodes: Sequence[Record]) -> None:
+  """Raises EpisodesError if a run has no valid episode on a split that it or another run has, by its episodes or by its manifest."""
+  sizes = [files.read_json(Path(workdir) / 'manifest.json').get('split_sizes', {}) for _, _, workdir in runs]
+  planned = {split for tree in sizes for split in SPLITS if tree.get(split)}
+  splits = _ordered({episode['split'] for episode in episodes} | planned, SPLITS)
+  valid = {(e['household'], e['run_seed'], e['split']) for e in episodes if e['status'] != 'env_error'}
+  empty = [f'{split} in {workdir}' for split in splits for household, seed, workdir in runs if (household, seed, split) not in valid]
+  if empty or not splits:
+    raise EpisodesError('no valid episodes to pool' + (f' on {"; ".join(empty)}' if empty else ''))
 
 
 def _without_run(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,3 +355,7 @@ def _describe(key: tuple[str, int, str, str, int]) -> str:
 
 def _round(value: float) -> float:
   return round(float(value), _DIGITS)
+
+
+def _round_p(value: float) -> float:
+  return float(f'{value:.{_DIGITS}g}')

@@ -107,6 +107,41 @@ def _true_difference():
 TRUTH = _true_difference()
 
 
+def coverage(games, seeds, wins, losses, likeness, *, trials, resamples):
+  """The share of 95% intervals that hold the true difference, wins - losses.
+
+  Each of `games` has chances of its own for a win, a loss and a tie, Dirichlet around (wins, losses, the rest), and `seeds` pairs with just
+  those: the correlation of two pairs of a game is 1 / (1 + likeness).
+  """
+  rng, covered = np.random.default_rng(games * 10 + seeds), 0
+  clusters = np.repeat(np.arange(games), seeds).tolist()
+  for trial in range(trials):
+    chances = rng.dirichlet(likeness * np.array([wins, losses, 1 - wins - losses]), games)
+    draws = rng.random((games, seeds))
+    won = draws < chances[:, :1]
+    lost = draws > 1 - chances[:, 1:2]
+    tie = rng.random((games, seeds)) < 0.5  # both succeed, or neither
+    a, b = won | (tie & ~lost), lost | (tie & ~won)
+    found = stats.paired_difference(a.ravel(), b.ravel(), clusters, seed=trial, resamples=resamples)
+    covered += found.low - 1e-12 <= wins - losses <= found.high + 1e-12
+  return covered / trials
+
+
+@pytest.mark.parametrize('seeds, wins, losses', [(1, 0.08, 0.04), (3, 0.08, 0.04), (1, 0.55, 0.05), (3, 0.55, 0.05)])
+def test_coverage_of_paired_differences_over_100_games(seeds, wins, losses):
+  assert 0.93 <= coverage(100, seeds, wins, losses, 1.0, trials=1500, resamples=400) <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('games', [100, 200, 400])
+@pytest.mark.parametrize('seeds, likeness', [(1, 1.0), (3, 1.0), (3, 8.0)])
+@pytest.mark.parametrize('wins, losses', [(0.05, 0.05), (0.08, 0.04), (0.3, 0.1), (0.55, 0.05)])
+def test_coverage_of_paired_differences(games, seeds, likeness, wins, losses):
+  found = coverage(games, seeds, wins, losses, likeness, trials=2000, resamples=1000)
+  print(f'coverage: {games} games, {seeds} seeds, likeness {likeness}, wins {wins}, losses {losses}: {found:.4f}')
+  assert 0.93 <= found <= 0.97
+
+
 def test_independent_difference_by_hand():
   x, y = stats.Estimate(0.7, 0.6, 0.8, 50, 50), stats.Estimate(0.0, 0.0, 0.07, 50, 50)
   found = stats.independent_difference(x, y)
@@ -128,6 +163,15 @@ def test_non_inferiority():
 def test_mcnemar_is_the_exact_binomial_test(wins, losses):
   expected = scipy_stats.binomtest(wins, wins + losses, 0.5).pvalue
   assert stats.mcnemar_exact(*pairs(wins, losses, 37)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_is_scipys_to_the_last_digits_on_many_tables():
+  rng = np.random.default_rng(6)
+  for _ in range(400):
+    wins, losses, ties = rng.integers(0, 10 ** rng.integers(1, 4), 3)
+    expected = scipy_stats.binomtest(int(wins), int(wins + losses), 0.5).pvalue if wins + losses else 1.0
+    found = stats.mcnemar_exact(*pairs(wins, losses, ties + 1))
+    assert abs(found - expected) <= 1e-12 and found == pytest.approx(expected, rel=1e-9)
 
 
 def test_mcnemar_by_hand():

@@ -61,13 +61,28 @@ def test_rows_come_in_the_order_of_splits_and_memories():
 
 def test_compare_by_hand():
   (found,) = success.compare(evaluation(TWELVE), [('mempi', 'none')])
-  assert list(found) == ['split', 'a', 'b', 'diff', 'ci95', 'mcnemar_p', 'minimum_detectable_effect']
+  assert list(found) == ['split', 'a', 'b', 'diff', 'ci95', 'mcnemar_p', 'holm_p', 'minimum_detectable_effect']
   # 8 tasks that mempi alone solves, 1 that the agent alone solves, 3 alike.
   assert found['diff'] == pytest.approx(7 / 12, abs=1e-6)
   assert found['mcnemar_p'] == pytest.approx(scipy_stats.binomtest(8, 9, 0.5).pvalue)
   assert found['ci95'][0] < 7 / 12 < found['ci95'][1] and 0.5 <= found['minimum_detectable_effect'] <= 0.75
   (other,) = success.compare(evaluation(TWELVE), [('none', 'mempi')])
-  assert other['diff'] == -found['diff'] and other['mcnemar_p'] == found['mcnemar_p']
+  assert other['diff'] == -found['diff'] and other['mcnemar_p'] == found['mcnemar_p'] == found['holm_p']
+
+
+def test_holm_corrects_over_the_comparisons_of_a_split():
+  # Six games that mempi alone solves, rag but five of them: p = 1/32, 1/16 and 1.
+  easy = {'mempi': [True] * 6 + [False] * 4, 'rag': [True] * 5 + [False] * 5, 'none': [False] * 10}
+  hard = {**easy, 'mempi': [True] * 9 + [False]}
+  pairs = [('mempi', 'rag'), ('mempi', 'none'), ('rag', 'none')]
+  found = success.compare(evaluation(easy) + evaluation(hard, split='long_horizon'), pairs)
+  assert [row['split'] for row in found] == ['heldout_games'] * 3 + ['long_horizon'] * 3
+  assert [row['mcnemar_p'] for row in found] == [1.0, 1 / 32, 1 / 16, 1 / 8, 1 / 256, 1 / 16]
+  assert [row['holm_p'] for row in found] == pytest.approx([1.0, 3 / 32, 2 / 16, 2 / 16, 3 / 256, 2 / 16], rel=1e-5)
+  # Each split is a family of its own, and a pair that is not asked for is in none.
+  assert success.compare(evaluation(easy), pairs) == found[:3]
+  (alone,) = success.compare(evaluation(easy), pairs[1:2])
+  assert alone['holm_p'] == alone['mcnemar_p'] == 1 / 32
 
 
 def test_tables_are_json_and_do_not_depend_on_the_order_of_records():
@@ -197,6 +212,94 @@ def test_pool_refuses_runs_that_are_not_comparable(tmp_path):
     success.pool([('1', 0, a), ('1', 0, a)])
   with pytest.raises(success.EpisodesError, match='no runs'):
     success.pool([])
+
+
+WHOLE_MANIFEST = {  # as runtime/manifest.py and world.py make it
+  'agent_hash': '79ad1a0d2042cc5b',
+  'backend': 'simulator',
+  'config_hash': '1e8c',
+  'context_length': 512,
+  'games': {'heldout_games': 'a49e', 'train': '6ba0'},
+  'history_length': 16,
+  'household': 'maple',
+  'packages': {'jax': '0.10.2', 'numpy': '2.4.6'},
+  'platform': 'Linux x86_64',
+  'prompt_template_hash': '74dc6d492598f7c6',
+  'python': '3.11.7',
+  'sampler': {'agent_temperature': 0.5, 'policy_temperature': 0.0, 'threshold': 0.5},
+  'seed': 0,
+  'split_sizes': {'heldout_games': 12, 'train': 920},
+  'step_cap': 16,
+}
+MAY_DIFFER = ('config_hash', 'games', 'household', 'seed')
+
+
+def changed(tree, *path):
+  """A copy of a manifest with another value at a path."""
+  name, *rest = path
+  return {**tree, name: changed(tree[name], *rest) if rest else f'other than {tree[name]}'}
+
+
+def paths(tree):
+  return [(name, *rest) for name, value in tree.items() for rest in (paths(value) if isinstance(value, dict) else [()])]
+
+
+@pytest.mark.parametrize('path', paths(WHOLE_MANIFEST), ids='.'.join)
+def test_a_row_is_refused_beside_one_whose_manifest_differs(tmp_path, path):
+  a = write(tmp_path / 'a', evaluation(TWELVE), WHOLE_MANIFEST)
+  b = write(tmp_path / 'b', evaluation(TWELVE), changed(WHOLE_MANIFEST, *path))
+  runs = [('maple', 0, a), ('maple', 1, b)]
+  if path[0] in MAY_DIFFER:
+    assert len(success.pool(runs)) == 48
+    return
+  for function in (success.pool, success.pool_base_runs):
+    with pytest.raises(ManifestError) as error:
+      function(runs)
+    value = WHOLE_MANIFEST[path[0]][path[1]] if path[1:] else WHOLE_MANIFEST[path[0]]
+    assert str(error.value) == (
+      f'{a} and {b}: these runs cannot be compared, their manifests differ in {".".join(path)}: {value} against other than {value}'
+    )
+
+
+def test_every_field_that_differs_is_named_and_so_is_one_that_is_absent(tmp_path):
+  a = write(tmp_path / 'a', evaluation(TWELVE), WHOLE_MANIFEST)
+  other = changed(changed(WHOLE_MANIFEST, 'step_cap'), 'sampler', 'threshold')
+  del other['agent_hash']
+  b, c = write(tmp_path / 'b', evaluation(TWELVE), WHOLE_MANIFEST), write(tmp_path / 'c', evaluation(TWELVE), other)
+  fields = 'agent_hash: 79ad1a0d2042cc5b against absent; sampler.threshold: 0.5 .*; step_cap: 16 against'
+  with pytest.raises(ManifestError, match=fields) as error:
+    success.pool([('maple', 0, a), ('maple', 1, b), ('maple', 2, c)])
+  assert str(error.value).startswith(f'{a} and {c}: ')
+
+
+def test_pool_needs_two_runs(tmp_path):
+  a = write(tmp_path / 'a', evaluation(TWELVE), MANIFEST)
+  for function in (success.pool, success.pool_base_runs):
+    with pytest.raises(success.EpisodesError, match=r'a \(household maple, seed 0\) is the only run: pooling needs at least 2'):
+      function([('maple', 0, a)])
+
+
+def test_pool_refuses_an_empty_split(tmp_path):
+  both = evaluation(TWELVE) + evaluation(TWELVE, split='long_horizon')
+  a = write(tmp_path / 'a', both, MANIFEST)
+  b = write(tmp_path / 'b', evaluation(TWELVE), {**MANIFEST, 'seed': 1})
+  with pytest.raises(success.EpisodesError, match=f'no valid episodes to pool on long_horizon in {b}$'):
+    success.pool([('1', 0, a), ('1', 1, b)])
+  # A split that broke down is as empty.
+  broken = [{**e, 'status': 'env_error', 'success': False} if e['split'] == 'long_horizon' else e for e in both]
+  write(b, broken)
+  with pytest.raises(success.EpisodesError, match=f'no valid episodes to pool on long_horizon in {b}$'):
+    success.pool([('1', 0, a), ('1', 1, b)])
+  # So is one that only the manifests know of; train is none that is evaluated.
+  sizes = {'split_sizes': {'train': 90, 'heldout_games': 12, 'heldout_goals': 4}}
+  write(a, evaluation(TWELVE), {**MANIFEST, **sizes})
+  write(b, evaluation(TWELVE), {**MANIFEST, 'seed': 1, **sizes})
+  with pytest.raises(success.EpisodesError, match=f'on heldout_goals in {a}; heldout_goals in {b}$'):
+    success.pool([('1', 0, a), ('1', 1, b)])
+  for workdir in (a, b):
+    write(workdir, [], {**MANIFEST})
+  with pytest.raises(success.EpisodesError, match='no valid episodes to pool$'):
+    success.pool([('1', 0, a), ('1', 1, b)])
 
 
 def test_pool_refuses_runs_with_other_games(tmp_path):
