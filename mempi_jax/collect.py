@@ -10,17 +10,20 @@ import sys
 from collections.abc import Sequence
 
 from mempi_jax.config import parse_command_line
+from mempi_jax.evals.isolation import check_bank_isolation
 from mempi_jax.experience.bank import BankEntry
 from mempi_jax.experience.collecting import collect_bank
 from mempi_jax.runtime.workdir import report_errors
-from mempi_jax.world import EVAL_SPLITS, TRAIN_SPLIT, World, open_world
+from mempi_jax.world import TRAIN_SPLIT, World, open_world
 
 
 def collect(world: World) -> list[BankEntry]:
   """The bank of the world's working folder, made if it is not there yet."""
   train = world.splits[TRAIN_SPLIT][: world.config.bank.games]
-  test_games = {game.game_id for split in EVAL_SPLITS for game in world.splits.get(split, ())}
-  return collect_bank(world.runner, world.tasks(train, 'bank'), world.workdir / 'bank', test_games)
+  test_games = {game.game_id for game in world.test_games}
+  entries = collect_bank(world.runner, world.tasks(train, 'bank'), world.workdir / 'bank', test_games)
+  check_bank_isolation(entries, world.splits[TRAIN_SPLIT], world.test_games)
+  return entries
 
 
 @report_errors

@@ -73,6 +73,11 @@ def load_sweep(path: str | Path) -> list[dict[str, Any]]:
   return runs
 
 
+def has_sweep(path_with_args: str | Path) -> bool:
+  """Whether a config file has a `sweep()`."""
+  return hasattr(_run_file(Path(str(path_with_args).partition(':')[0])), 'sweep')
+
+
 def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
   """Assigns typed values to dotted fields of `config`, in place, and returns it. Raises ConfigError as `load_config` does."""
   for name, value in overrides.items():
@@ -135,7 +140,7 @@ def check_fields(config: ConfigDict, template: ConfigDict) -> None:
     ConfigError: lists every unknown field (with near names), missing field and type that differs.
   """
   found, expected = _flatten(config), _flatten(template)
-  problems = [f'unknown field {name}{_near(name, expected)}' for name in found if name not in expected]
+  problems = [f'unknown field {name}{near(name, expected)}' for name in found if name not in expected]
   problems += [f'missing field {name}' for name in expected if name not in found]
   for name in found:
     if name in expected and None not in (found[name], expected[name]) and found[name] is not expected[name]:
@@ -223,7 +228,7 @@ def _parse_arguments(get_config: Any, path: str, text: str) -> dict[str, Any]:
     if not equals:
       raise ConfigError(f'{path}: argument {part!r} of get_config() has no value; expected name=value')
     if name not in parameters:
-      raise ConfigError(f'{path}: get_config() takes no argument {name}{_near(name, parameters)}')
+      raise ConfigError(f'{path}: get_config() takes no argument {name}{near(name, parameters)}')
     default = parameters[name].default
     arguments[name] = _parse(name, value, str if default is inspect.Parameter.empty else type(default))
   for name, parameter in parameters.items():
@@ -252,11 +257,11 @@ def _locate(config: ConfigDict, name: str) -> tuple[ConfigDict, str]:
   *path, leaf = name.split('.')
   for part in path:
     if part not in parent or not isinstance(parent[part], ConfigDict):
-      raise ConfigError(f'unknown field {name}{_near(name, _flatten(config))}')
+      raise ConfigError(f'unknown field {name}{near(name, _flatten(config))}')
     parent = parent[part]
     walked.append(part)
   if leaf not in parent:
-    raise ConfigError(f'unknown field {name}{_near(name, _flatten(config))}')
+    raise ConfigError(f'unknown field {name}{near(name, _flatten(config))}')
   if _field_type(parent, leaf) is ConfigDict:
     fields = ', '.join(sorted(f'{name}.{child}' for child in parent[leaf]))
     raise ConfigError(f'{name} is a group of fields and takes no value; it holds {fields}')
@@ -301,13 +306,13 @@ def _walk(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]
       yield f'{prefix}{name}', value
 
 
-def _near(name: str, names: Iterable[str]) -> str:
+def near(name: str, names: Iterable[str]) -> str:
   """'; did you mean a or b?', or nothing where no name is near. A field of the right last name in another group counts as near."""
   names = list(names)
-  near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+  close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
   last = name.rpartition('.')[2]
-  near += [other for other in names if difflib.SequenceMatcher(None, other.rpartition('.')[2], last).ratio() >= 0.8]
-  unique = list(dict.fromkeys(near))[:3]
+  close += [other for other in names if difflib.SequenceMatcher(None, other.rpartition('.')[2], last).ratio() >= 0.8]
+  unique = list(dict.fromkeys(close))[:3]
   return f'; did you mean {" or ".join(unique)}?' if unique else ''
 
 

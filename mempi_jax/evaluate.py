@@ -5,57 +5,38 @@
 One loop: guidance = memory.guide(contexts); episodes = run(contexts, guidance, agent); memory.observe(episodes). Writes
 eval/episodes.jsonl, eval/base_runs.jsonl (the agent alone under further seeds, for difficulty), real_engine_replay.json and
 results.json. A second run goes on where a killed one stopped.
+
+With a config that has a `sweep()`, such as configs/table_main.py, and no field set on the command line, all its runs are trained where they
+are not yet, evaluated, and pooled into WORKDIR/pooled/ (as by `mempi_jax.sweep`).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mempi_jax.config import ConfigError, parse_command_line
+from mempi_jax.config import PREFIX, has_sweep, parse_command_line
 from mempi_jax.evals.abstention import by_difficulty
 from mempi_jax.evals.success import BASE_RUNS_FILE, EPISODES_FILE, compare, present_pairs, read_base_runs, read_episodes, summarise
-from mempi_jax.experience.bank import episode_record, read_bank
+from mempi_jax.experience.bank import episode_of, episode_record
 from mempi_jax.experience.collecting import play_to_log
-from mempi_jax.memory.mempi import MempiMemory
+from mempi_jax.memories import check_memories, make_memory, make_rag
 from mempi_jax.memory.none import NoMemory
-from mempi_jax.memory.oracle import OracleMemory
-from mempi_jax.memory.rag import RagMemory
-from mempi_jax.policy.template import content_tokens
 from mempi_jax.rollout.episode import read_contexts
 from mempi_jax.runtime import files
+from mempi_jax.runtime.host import has_accelerator
 from mempi_jax.runtime.metrics import progress
 from mempi_jax.runtime.workdir import MANIFEST, WALL_TIME, report_errors, timed
+from mempi_jax.sweep import run_sweep
 from mempi_jax.types import Memory, Task
 from mempi_jax.world import EVAL_SPLITS, World, open_world
 
 REPLAY_FILE, RESULTS_FILE = 'real_engine_replay.json', 'results.json'
-MEMORIES = ('none', 'oracle', 'rag', 'mempi_stage1', 'mempi')
-
-
-def make_memory(name: str, world: World) -> Memory:
-  """A memory by its name, from what the working folder holds.
-
-  Raises ConfigError for an unknown name, FileNotFoundError for a stage that has not been trained.
-  """
-  config = world.config.eval
-  tokenize = lambda text: content_tokens(world.tokenizer, text)
-  match name:
-    case 'none':
-      return NoMemory()
-    case 'oracle':
-      return OracleMemory(lambda task_id: world.games[task_id].hidden['guidance'], tokenize)
-    case 'rag':
-      test_games = {game.game_id for split in EVAL_SPLITS for game in world.splits.get(split, ())}
-      return RagMemory(read_bank(world.workdir / 'bank', test_games), tokenize, k=config.rag_k, key=config.rag_key)
-    case 'mempi_stage1' | 'mempi':
-      folder = world.workdir / ('stage1' if name == 'mempi_stage1' else 'stage2') / 'policy'
-      return MempiMemory(world.load_policy(folder), name, threshold=config.threshold, temperature=config.temperature)
-    case _:
-      raise ConfigError(f'unknown memory {name!r}: expected some of {", ".join(MEMORIES)}')
+NEAREST = 3  # bank entries that are kept with every episode, for who reads it later
 
 
 def evaluate(world: World) -> dict[str, Any]:
@@ -92,26 +73,33 @@ def play_memories(world: World, memories: Sequence[Memory], path: Path) -> None:
     (split, memory, world.tasks(games, 'eval')) for split, games in world.splits.items() if split in EVAL_SPLITS for memory in memories
   ]
   files.cut_half_line(path)
-  done = [(r['split'], r['memory'], r['task_id'], r['seed']) for r in files.read_jsonl(path)] if path.exists() else []
+  done = list(files.read_jsonl(path)) if path.exists() else []
   expected = [(split, memory.name, task.task_id, task.seed) for split, memory, tasks in plan for task in tasks]
-  if done != expected[: len(done)]:
+  if [(r['split'], r['memory'], r['task_id'], r['seed']) for r in done] != expected[: len(done)]:
     raise ValueError(f'{path} holds other episodes than this config plays; use another --workdir')
-  skip = len(done)
-  with files.JsonlLog(path) as log, progress(len(expected), 'evaluate', initial=skip) as bar:
+  experience, nearest = make_rag(world), {}
+  first = 0  # of a batch's episodes among all
+  with files.JsonlLog(path) as log, progress(len(expected), 'evaluate', initial=len(done)) as bar:
     for _, memory, tasks in plan:
       for start in range(0, len(tasks), world.runner.batch_size):
         part = tasks[start : start + world.runner.batch_size]
-        if skip >= len(part):
-          skip -= len(part)
+        recorded = done[first : first + len(part)]
+        first += len(part)
+        if len(recorded) == len(part) and not memory.learns:
           continue
         guidances = memory.guide(read_contexts(world.runner.make_env, part), world.config.seed)
-        episodes = world.runner.run(part, guidances)
+        if len(recorded) == len(part):
+          memory.observe([episode_of(record) for record in recorded])
+          continue
+        episodes = world.runner.run(part, guidances, extra_steps=memory.extra_steps if isinstance(memory, NoMemory) else 0)
         memory.observe(episodes)
         # A batch that was half written is played again as a whole, and its missing half appended: the same numbers either way.
-        for episode in episodes[skip:]:
-          log.append({'memory': memory.name, **episode_record(episode)})
-        bar.update(len(part) - skip)
-        skip = 0
+        for episode in episodes[len(recorded) :]:
+          context = episode.context
+          if context.task not in nearest:
+            nearest[context.task] = [f'{" ".join(entry.sources)}: {entry.guidance}' for entry in experience.nearest(context, NEAREST)]
+          log.append({'memory': memory.name, **episode_record(episode), 'nearest': nearest[context.task]})
+        bar.update(len(part) - len(recorded))
 
 
 def replay_on_engine(world: World, path: Path) -> dict[str, Any]:
@@ -152,6 +140,11 @@ def replay_on_engine(world: World, path: Path) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> None:
   """The command."""
   parsed, config = parse_command_line(argparse.ArgumentParser(description=__doc__.split('\n')[0]), arguments)
+  check_memories(config)
+  if has_sweep(parsed.config) and not any(argument.startswith(PREFIX) for argument in arguments):
+    run_sweep(parsed.config, parsed.workdir, jobs=1 if has_accelerator() else os.cpu_count() or 1)
+    print((parsed.workdir / 'pooled' / 'table.md').read_text(encoding='utf-8'))
+    return
   world = open_world(config, parsed.workdir, remember=True)
   results = evaluate(world)
   for row in results['rows']:

@@ -53,6 +53,31 @@ def take_shard(runs: Sequence[Any], shard: str) -> list[Any]:
   return list(runs[int(match[1]) :: int(match[2])])
 
 
+def run_sweep(config: str, workdir: Path, *, jobs: int, shard: str = '0/1') -> list[Path]:
+  """All runs of a config's `sweep()`, or those of a shard, `jobs` at a time; then the pooled report, if these are all of several.
+
+  Returns the folders. Raises ConfigError where there is nothing to run, SystemExit where a run failed; the others are finished all the same.
+  """
+  runs = take_shard(load_sweep(config), shard)
+  share_compilations(workdir / COMPILED)
+  folders = [workdir / folder_name(overrides) for overrides in runs]
+  failed = []
+  with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
+    waiting = {pool.submit(run_one, config, folder, overrides): folder for folder, overrides in zip(folders, runs, strict=True)}
+    for done in concurrent.futures.as_completed(waiting):
+      folder, status = waiting[done], done.result()
+      outcome = f'failed with status {status}, see {folder / "log.txt"}' if status else 'finished'
+      print(f'{folder.name}: {outcome}', flush=True)
+      if status:
+        failed.append(folder)
+  if failed:
+    raise SystemExit(1)
+  if shard == '0/1' and len(folders) > 1:
+    pooled = ['mempi_jax.report', '--workdirs', *map(str, folders), '--out', str(workdir / 'pooled')]
+    subprocess.run([sys.executable, '-m', *pooled], check=True)
+  return folders
+
+
 @report_errors
 def main(arguments: Sequence[str]) -> None:
   """The command."""
@@ -62,23 +87,7 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
   parser.add_argument('--shard', default='0/1', metavar='I/N', help='take every N-th run from the I-th on')
   options = parser.parse_args(arguments)
-  runs = take_shard(load_sweep(options.config), options.shard)
-  share_compilations(options.workdir / COMPILED)
-  folders = [options.workdir / folder_name(overrides) for overrides in runs]
-  failed = []
-  with concurrent.futures.ThreadPoolExecutor(max_workers=options.jobs) as pool:
-    waiting = {pool.submit(run_one, options.config, folder, overrides): folder for folder, overrides in zip(folders, runs, strict=True)}
-    for done in concurrent.futures.as_completed(waiting):
-      folder, status = waiting[done], done.result()
-      outcome = f'failed with status {status}, see {folder / "log.txt"}' if status else 'finished'
-      print(f'{folder.name}: {outcome}', flush=True)
-      if status:
-        failed.append(folder)
-  if failed:
-    raise SystemExit(1)
-  if options.shard == '0/1' and len(folders) > 1:
-    pooled = ['mempi_jax.report', '--workdirs', *map(str, folders), '--out', str(options.workdir / 'pooled')]
-    subprocess.run([sys.executable, '-m', *pooled], check=True)
+  run_sweep(options.config, options.workdir, jobs=options.jobs, shard=options.shard)
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@
     python -m mempi_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 Makes what is missing in the working folder, in this order: the agent's copy, the experience bank (as `mempi_jax.collect` does), stage1/,
-stage2/. A finished stage is skipped, a killed one goes on from its last checkpoint and ends with the same numbers. Both stages are one
+stage2/, and what the memories need that it is compared with (`eval.memories`). A finished stage is skipped, a killed one goes on from its last checkpoint and ends with the same numbers. Both stages are one
 loop, `fit`: batch = source.next(step, params); state = update(state, batch); they differ in source and loss alone.
 
 A config with `control.seeds` is a control experiment (method section 3): one run a seed, then a verdict.
@@ -28,6 +28,7 @@ from mempi_jax.agents.altered import guidance_acts
 from mempi_jax.collect import collect
 from mempi_jax.config import ConfigError, count_steps, override, parse_command_line, resolve
 from mempi_jax.evals.control import Verdict, format_verdict, judge
+from mempi_jax.evals.isolation import check_training_isolation
 from mempi_jax.evals.probes import Probes
 from mempi_jax.experience.bank import BankEntry, read_episodes
 from mempi_jax.experience.collecting import play_to_log
@@ -38,6 +39,10 @@ from mempi_jax.losses.policy_gradient import (
   decision_regression_loss,
 )
 from mempi_jax.losses.sft import sft_loss
+from mempi_jax.memories import check_memories, fact_memory, make_rag, prepare, write_facts
+from mempi_jax.memory.mem0 import build_facts
+from mempi_jax.memory.memory_r1 import PolicyManager, demonstrations
+from mempi_jax.memory.operations import FactStore, RuleManager
 from mempi_jax.models.decoder import DecoderConfig, init_params, stack_layers, unstack_layers
 from mempi_jax.models.lora import LoraConfig, init_lora
 from mempi_jax.models.presets import differences, preset
@@ -52,9 +57,10 @@ from mempi_jax.runtime.optim import make_optimizer
 from mempi_jax.runtime.rng import step_key
 from mempi_jax.runtime.sharding import make_mesh, put_rows, put_state
 from mempi_jax.runtime.workdir import COMPILED, report_errors, share_compilations, timed
+from mempi_jax.sources.manager import ManagerSource
 from mempi_jax.sources.rollout import RolloutSource, make_tasks
 from mempi_jax.sources.sft import SftSource
-from mempi_jax.types import Source, TrainBatch
+from mempi_jax.types import Context, Guidance, Source, TrainBatch
 from mempi_jax.world import TRAIN_SPLIT, World, agent_lm, open_world
 
 Loss = Callable[[jax.Array, jax.Array, TrainBatch], tuple[jax.Array, dict[str, jax.Array]]]
@@ -64,14 +70,21 @@ DECISION_LOSSES = ('regression', 'policy_gradient', 'ratio')
 
 def train(config: FrozenConfigDict, workdir: Path) -> GuidancePolicy:
   """Both stages; returns the policy after the last one that the config asks for."""
+  check_memories(config)
   world = open_world(config, workdir)
   with timed(workdir, 'collect'):
     entries = collect(world)
   with timed(workdir, 'stage1'):
-    policy = train_stage1(world, entries)
+    first = policy = train_stage1(world, entries)
   if config.stage2.updates:
     with timed(workdir, 'stage2'):
-      policy = train_stage2(world, policy)
+      policy = train_stage2(world, first)
+  with timed(workdir, 'baselines'):
+    prepare(world)
+    if 'rag_abstain' in config.eval.memories:
+      train_rag_abstain(world, first)
+    if 'memory_r1' in config.eval.memories:
+      train_memory_r1(world, entries)
   return policy
 
 
@@ -84,6 +97,8 @@ def train_stage1(world: World, entries: Sequence[BankEntry]) -> GuidancePolicy:
   if files.read_done(folder) is not None:
     return world.load_policy(folder / 'policy')
   policy = initial_policy(world)
+  if 'untrained' in world.config.eval.memories:
+    policy.save(world.workdir / 'untrained' / 'policy', dtype=world.config.policy.param_dtype)
   source = SftSource(
     entries,
     policy,
@@ -98,7 +113,10 @@ def train_stage1(world: World, entries: Sequence[BankEntry]) -> GuidancePolicy:
     return sft_loss(logit, logps, batch.content_mask, batch.decision_target, batch.valid)
 
   validate = validation(policy, loss, source.validation_batches())
-  policy = fit(world, folder, 'stage 1', policy, source, loss, config, num_steps, inner_epochs=1, evaluate=validate)
+  if num_steps:
+    policy = fit(world, folder, 'stage 1', policy, source, loss, config, num_steps, inner_epochs=1, evaluate=validate)
+  else:  # the ablation without stage 1
+    policy.save(folder / 'policy', dtype=world.config.policy.param_dtype)
   p_generate = policy.p_generate([entry.context for entry in entries])
   alone = np.array([entry.solved_alone for entry in entries])
   summary = {
@@ -168,16 +186,44 @@ def validation(policy: GuidancePolicy, loss: Loss, batches: Sequence[TrainBatch]
 
 def train_stage2(world: World, policy: GuidancePolicy) -> GuidancePolicy:
   """RL on counterfactual groups (method section 3), from the policy of stage 1. Returns the policy; `stage2/policy` holds it."""
-  folder, config = world.workdir / 'stage2', world.config.stage2
+  return _reinforce(world, policy, world.workdir / 'stage2', world.config.stage2, 'stage 2')
+
+
+def train_rag_abstain(world: World, policy: GuidancePolicy) -> GuidancePolicy:
+  """The same RL, of the decision alone: what is said in every branch is what RAG retrieves (method section 5, a control [D, O]).
+
+  The branches of a group say the same, so each has an agent seed of its own.
+  """
+  config = ConfigDict(world.config.stage2)
+  config.branch_seeds, config.content_weight = 'independent', 0.0
+  rag = make_rag(world)
+  retrieve = lambda contexts: rag.guide(contexts, world.config.seed)
+  return _reinforce(world, policy, world.workdir / 'rag_abstain', FrozenConfigDict(config), 'RAG with abstention', retrieve)
+
+
+def _reinforce(
+  world: World,
+  policy: GuidancePolicy,
+  folder: Path,
+  config: FrozenConfigDict,
+  description: str,
+  retrieve: Callable[[Sequence[Context]], list[Guidance]] | None = None,
+) -> GuidancePolicy:
+  """Stage 2 with some settings, in a folder of its own; `retrieve` as in `RolloutSource`."""
   if files.read_done(folder) is not None:
     return world.load_policy(folder / 'policy')
   if config.decision_loss not in DECISION_LOSSES:
     raise ConfigError(f'stage2.decision_loss is {config.decision_loss!r}, expected one of {", ".join(DECISION_LOSSES)}')
   if config.decision_loss == 'ratio' and config.replay:
     raise ConfigError(f'stage2.replay is {config.replay}, expected 0: ratios of decision_loss ratio are those of branches just sampled')
+  if not config.structured and (config.decision_loss, config.replay) != ('policy_gradient', 0):
+    raise ConfigError(
+      f'stage2.structured is False: expected decision_loss policy_gradient and replay 0, found {config.decision_loss} and {config.replay}'
+    )
   train_games = world.splits[TRAIN_SPLIT]
   runs = [world.tasks(train_games[: config.games], 'stage2', run) for run in range(config.abstain_outcomes)]
-  source = RolloutSource(world.runner, make_tasks(runs), policy, config, seed=world.config.seed, folder=folder)
+  check_training_isolation([task for run in runs for task in run], train_games, world.test_games)
+  source = RolloutSource(world.runner, make_tasks(runs), policy, config, seed=world.config.seed, folder=folder, retrieve=retrieve)
   print(f'policy: {policy.engine.describe()}')
   if world.config.compile_ahead:
     source.warm_up()
@@ -187,7 +233,7 @@ def train_stage2(world: World, policy: GuidancePolicy) -> GuidancePolicy:
   def loss(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
     return stage2_loss(config, logit, logps, batch)
 
-  policy = fit(world, folder, 'stage 2', policy, source, loss, config, num_steps, inner_epochs=config.inner_epochs, evaluate=probes)
+  policy = fit(world, folder, description, policy, source, loss, config, num_steps, inner_epochs=config.inner_epochs, evaluate=probes)
   files.mark_done(folder, {'updates': config.updates} | probes(policy.trained))
   return policy
 
@@ -223,6 +269,51 @@ def make_probes(world: World, policy: GuidancePolicy, folder: Path) -> Probes:
   effect = world.config.world.guidance_effect
   acts = np.array([guidance_acts(effect, game.room or '') for game in games])
   return Probes(lambda trained, contexts: policy.with_trained(trained).p_generate(contexts), runs, acts)
+
+
+# A baseline with a model of its own.
+
+
+def train_memory_r1(world: World, entries: Sequence[BankEntry]) -> None:
+  """Memory-R1: its manager learns the operations' format from the rules, then by GRPO what they are worth; then it reads the bank.
+
+  memory_r1/sft and memory_r1/grpo hold the manager, memory_r1/facts.jsonl what it made of the bank.
+  """
+  folder, config = world.workdir / 'memory_r1', world.config.baselines.memory_r1
+  if files.read_done(folder) is not None:
+    return
+  empty = lambda: FactStore(config.encoder, config.shown)
+  policy, rules = initial_policy(world), RuleManager(config.replace)
+  shown = demonstrations(entries, empty(), rules)
+  sft = SftSource(
+    shown, policy, batch_size=config.sft.batch_size, abstain_share=0.0, validation=world.config.stage1.validation, seed=world.config.seed
+  )
+
+  def imitate(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return sft_loss(logit, logps, batch.content_mask, batch.decision_target, batch.valid)
+
+  def improve(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    clip = config.grpo.clip
+    return content_policy_gradient_loss(
+      logps, batch.old_logps, batch.ref_logps, batch.content_adv, batch.content_mask, clip_low=clip, clip_high=clip, kl=config.grpo.kl
+    )
+
+  validate = validation(policy, imitate, sft.validation_batches())
+  policy = fit(world, folder / 'sft', 'manager SFT', policy, sft, imitate, config.sft, config.sft.steps, inner_epochs=1, evaluate=validate)
+  # The first half of the bank is what the store knows already; the manager learns on the facts of the second half.
+  store, half = empty(), len(entries) // 2
+  demonstrations(entries[:half], store, rules)
+  tasks = world.tasks(world.splits[TRAIN_SPLIT][: world.config.bank.games], 'memory_r1')
+  source = ManagerSource(
+    world.runner, policy, entries[half:], store, fact_memory('memory_r1', store, world), tasks, config.grpo, seed=world.config.seed
+  )
+  nothing = lambda trained: {}
+  policy = fit(
+    world, folder / 'grpo', 'manager GRPO', policy, source, improve, config.grpo, config.grpo.updates, inner_epochs=1, evaluate=nothing
+  )
+  managed, manager = empty(), PolicyManager(world.load_policy(folder / 'grpo' / 'policy', batch_size=1))
+  counts = build_facts(entries, managed, manager)
+  write_facts(folder, managed, counts | {'unreadable': manager.unreadable})
 
 
 # The loop that both stages share.

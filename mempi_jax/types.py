@@ -68,6 +68,9 @@ class Guidance:
   `text` is empty after ABSTAIN. `tokens` i32[T] are the content's tokens in the vocabulary of whoever wrote it (empty where no LM
   did), without decision and end-of-sequence; `logps` f32[T + 1] are the log-probs of content and end-of-sequence under the sampling
   policy; `p_generate` is P(GENERATE | x), NaN where there is no such thing; `source` names the memory.
+
+  `retrieved` names the episodes (task_id@seed) whose experience is quoted, if any is; `read_tokens` and `written_tokens` are what the
+  memory's own language model read and wrote for this guidance, decision and end-of-sequence included.
   """
 
   decision: Decision
@@ -76,6 +79,9 @@ class Guidance:
   logps: tuple[float, ...] = ()
   p_generate: float = float('nan')
   source: str = 'none'
+  retrieved: tuple[str, ...] = ()
+  read_tokens: int = 0
+  written_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,9 +152,10 @@ class Agent(Protocol):
 
 
 class Memory(Protocol):
-  """Anything that offers guidance. Frozen memories ignore `observe`."""
+  """Anything that offers guidance. `learns`: `observe` changes what it says; the others ignore it."""
 
   name: str
+  learns: bool
 
   def guide(self, contexts: Sequence[Context], seed: int) -> list[Guidance]: ...
 

@@ -22,6 +22,7 @@ from mempi_jax.config import ConfigError
 from mempi_jax.envs.alfworld.env import make_env
 from mempi_jax.envs.alfworld.game import Game
 from mempi_jax.envs.alfworld.generator import generate_games
+from mempi_jax.evals.isolation import check_splits
 from mempi_jax.experience.bank import TRAIN_SPLIT
 from mempi_jax.models.hf import Place
 from mempi_jax.policy.policy import GuidancePolicy, load_policy
@@ -53,11 +54,12 @@ class World:
     """One task a game; the agent's seed is a function of the config's seed, the purpose, the game and `run`."""
     return [Task('alfworld', game.game_id, game.split, host_seed(self.config.seed, purpose, game.game_id, run)) for game in games]
 
-  def load_policy(self, folder: Path) -> GuidancePolicy:
-    """A guidance policy of this run, computed as the config says."""
+  def load_policy(self, folder: Path, *, batch_size: int | None = None) -> GuidancePolicy:
+    """A guidance policy of this run, computed as the config says; `batch_size` where it is asked for other numbers at a time."""
     config = self.config.policy
+    size = batch_size or config.batch_size
     return load_policy(
-      folder, param_dtype=config.param_dtype, dtype=config.dtype, attention=config.attention, batch_size=config.batch_size, place=self.place
+      folder, param_dtype=config.param_dtype, dtype=config.dtype, attention=config.attention, batch_size=size, place=self.place
     )
 
   @property
@@ -65,6 +67,11 @@ class World:
     """Where a policy's parameters live; None: on one device, until training puts them on the mesh."""
     fsdp = self.config.mesh.fsdp
     return functools.partial(shard_state, make_mesh(fsdp)) if fsdp > 1 else None
+
+  @property
+  def test_games(self) -> list[Game]:
+    """The games of every split but train: what no experience may come from."""
+    return [game for split, games in self.splits.items() if split != TRAIN_SPLIT for game in games]
 
   def max_steps(self, task: Task) -> int:
     """Most actions an episode of this task may take."""
@@ -98,7 +105,7 @@ def open_world(config: FrozenConfigDict, workdir: Path, *, remember: bool = Fals
     remember: see `Runner`.
 
   Raises:
-    ConfigError: a field has no such value. FileNotFoundError: no agent checkpoint where the config says. ValueError: the folder holds
+    ConfigError: a field has no such value. IsolationError: a test game, or its goal, is among the train games. FileNotFoundError: no agent checkpoint where the config says. ValueError: the folder holds
       another run. OSError: it cannot be written.
   """
   try:
@@ -107,6 +114,7 @@ def open_world(config: FrozenConfigDict, workdir: Path, *, remember: bool = Fals
     raise ConfigError(str(error)) from None
   workdir = open_workdir(workdir, config, Path(config.agent.path) if config.agent.path else shipped_agent())
   splits = make_splits(config)
+  check_splits(splits)
   games = {game.game_id: game for part in splits.values() for game in part}
   lm = _load_lm(config, workdir, config.agent.weights)
   try:

@@ -27,7 +27,8 @@ FLOORS = [
   {'agents'},
   {'rollout'},
   {'experience'},  # the bank: memories retrieve from it, sources learn from it
-  {'memory', 'sources', 'evals'},
+  {'memory', 'evals'},
+  {'sources'},
   {'bench'},
 ]
 

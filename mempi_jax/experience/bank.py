@@ -120,7 +120,7 @@ def read_bank(folder: str | Path, test_games: Collection[str]) -> list[BankEntry
 
 def episode_record(episode: Episode) -> dict[str, Any]:
   """An episode as JSON: `steps` are [action, what it brought] pairs."""
-  observations = [step.observation for step in episode.steps[1:]] + [episode.last_observation]
+  brought = [*(step.observation for step in episode.steps[1:]), episode.last_observation][: len(episode.steps)]  # none if its reset failed
   task, guidance = episode.context.task, episode.guidance
   p_generate = guidance.p_generate
   return {
@@ -134,10 +134,13 @@ def episode_record(episode: Episode) -> dict[str, Any]:
     'p_generate': None if p_generate != p_generate else p_generate,
     'guidance': guidance.text,
     'guidance_tokens': len(guidance.tokens),
+    'retrieved': list(guidance.retrieved),
+    'read_tokens': guidance.read_tokens,
+    'written_tokens': guidance.written_tokens,
     'success': episode.success,
     'status': episode.status.value,
     'agent_steps': len(episode.steps),
-    'steps': [[step.action, brought] for step, brought in zip(episode.steps, observations, strict=True)],
+    'steps': [[step.action, observation] for step, observation in zip(episode.steps, brought, strict=True)],
   }
 
 

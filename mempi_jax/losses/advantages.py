@@ -117,6 +117,30 @@ def decision_advantages(rewards: np.ndarray, abstain: np.ndarray, *, scale: str,
   return delta.astype(np.float32)
 
 
+def vanilla_advantages(
+  rewards: np.ndarray, generated: np.ndarray, p_generate: np.ndarray, *, epsilon: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Plain GRPO over whole completions, an ablation: A_j = (r_j − mean r) / (std r + epsilon), the same for the decision and the content.
+
+  The decisions are samples of the policy, so the decision's gradient is that of mean_j A_j log π(d_j), which is
+  c = mean_j A_j (1[d_j = GENERATE] − p) times that of l.
+
+  Args:
+    rewards: f[G, K] of the sampled branches, whichever way they decided.
+    generated: bool[G, K], whether a branch generated.
+    p_generate: f[G] of the sampling policy.
+    epsilon: added to the standard deviation.
+
+  Returns content advantages f32[G, K], 0 where a branch abstained, and decision advantages f32[G], scaled so that
+  `decision_policy_gradient_loss`, whose gradient in l is 2 p (1 − p) adv, has the gradient c.
+  """
+  rewards, p_generate = _groups(rewards, p_generate)
+  generated, p = np.asarray(generated, bool), np.clip(p_generate, 1e-3, 1 - 1e-3)
+  advantages = (rewards - rewards.mean(axis=1, keepdims=True)) / (rewards.std(axis=1, keepdims=True) + epsilon)
+  slope = np.mean(advantages * (generated - p[:, None]), axis=1)
+  return np.where(generated, advantages, 0.0).astype(np.float32), (slope / (2 * p * (1 - p))).astype(np.float32)
+
+
 def _groups(rewards: np.ndarray, abstain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   rewards, abstain = np.asarray(rewards, np.float64), np.asarray(abstain, np.float64)
   if rewards.ndim != 2 or not rewards.shape[1] or abstain.shape != rewards.shape[:1]:

@@ -10,7 +10,7 @@ from mempi_jax.types import Context, Decision, Episode, Guidance
 class OracleMemory:
   """Always generates `truth(task_id)`; `tokenize` counts its tokens as the guidance policy would."""
 
-  name = 'oracle'
+  name, learns = 'oracle', False
 
   def __init__(self, truth: Callable[[str], str], tokenize: Callable[[str], tuple[int, ...]]):
     self.truth, self.tokenize = truth, tokenize

@@ -1,20 +1,15 @@
-"""Retrieval over the same bank: BM25 over the entries' contexts, top k, injected verbatim (method section 6, RAG).
-
-The light, lexical form of the baseline; a sentence encoder takes BM25's place where one is installed.
-"""
+"""RAG: the guidance of the most similar entries of the same bank, injected verbatim (method section 6)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
-import bm25s
 import numpy as np
 
 from mempi_jax.experience.bank import BankEntry
+from mempi_jax.memory.store import make_index
 from mempi_jax.types import Context, Decision, Episode, Guidance
 
-_WORD = re.compile(r'[a-z]+')
 KEYS = ('goal', 'goal_and_observation')
 
 
@@ -25,33 +20,52 @@ class RagMemory:
     entries: the bank.
     tokenize: counts guidance tokens as the guidance policy would.
     k: entries to retrieve, at least 1.
-    key: what is compared: 'goal' or 'goal_and_observation'. Words are lower-case runs of letters: room numbers carry no meaning.
+    key: what is compared: 'goal' or 'goal_and_observation'.
+    index: 'bm25', or an encoder of memory/store.py.
+    threshold: the least similarity of an entry to be used (its unit is the index's); where none reaches it the memory abstains.
   """
 
-  name = 'rag'
+  name, learns = 'rag', False
 
-  def __init__(self, entries: Sequence[BankEntry], tokenize: Callable[[str], tuple[int, ...]], *, k: int, key: str):
+  def __init__(
+    self,
+    entries: Sequence[BankEntry],
+    tokenize: Callable[[str], tuple[int, ...]],
+    *,
+    k: int,
+    key: str,
+    index: str = 'bm25',
+    threshold: float = 0.0,
+  ):
     if key not in KEYS:
       raise ValueError(f'unknown retrieval key {key!r}: expected one of {", ".join(KEYS)}')
     if not 1 <= k <= len(entries):
       raise ValueError(f'k = {k}: expected a number between 1 and the size of the bank, {len(entries)}')
-    self.entries, self.tokenize, self.k, self.key = list(entries), tokenize, k, key
-    self.index = bm25s.BM25()
-    self.index.index([self._words(entry.goal, entry.observation) for entry in self.entries], show_progress=False)
+    self.entries, self.tokenize, self.k, self.key, self.threshold = list(entries), tokenize, k, key, threshold
+    self.index = make_index(index, [query_text(entry.goal, entry.observation, key) for entry in self.entries])
+
+  def nearest(self, context: Context, k: int) -> list[BankEntry]:
+    """The k entries most like a context. Equal scores are ordered by the entries' place in the bank."""
+    scores = self.index.scores(query_text(context.goal, context.observation, self.key))
+    return [self.entries[i] for i in np.argsort(-scores, kind='stable')[:k] if scores[i] >= self.threshold]
 
   def guide(self, contexts: Sequence[Context], seed: int) -> list[Guidance]:
-    """Retrieved guidance for every context. Equal scores are ordered by the entries' place in the bank."""
-    guidances = []
-    for context in contexts:
-      scores = self.index.get_scores(self._words(context.goal, context.observation))
-      best = np.argsort(-scores, kind='stable')[: self.k]
-      text = ' '.join(self.entries[i].guidance for i in best)
-      guidances.append(Guidance(Decision.GENERATE, text, self.tokenize(text), source=self.name))
-    return guidances
+    """Retrieved guidance for every context."""
+    return [said(self.nearest(context, self.k), self.tokenize, self.name) for context in contexts]
 
   def observe(self, episodes: Sequence[Episode]) -> None:
     """Learns nothing: the bank is frozen."""
 
-  def _words(self, goal: str, observation: str) -> list[str]:
-    text = goal if self.key == 'goal' else f'{goal} {observation}'
-    return _WORD.findall(text.lower())
+
+def query_text(goal: str, observation: str, key: str) -> str:
+  """What of a context is compared."""
+  return goal if key == 'goal' else f'{goal} {observation}'
+
+
+def said(entries: Sequence[BankEntry], tokenize: Callable[[str], tuple[int, ...]], name: str) -> Guidance:
+  """The entries' guidance as it is injected; ABSTAIN where there is none."""
+  if not entries:
+    return Guidance(Decision.ABSTAIN, source=name)
+  text = ' '.join(entry.guidance for entry in entries)
+  sources = tuple(source for entry in entries for source in entry.sources)
+  return Guidance(Decision.GENERATE, text, tokenize(text), source=name, retrieved=sources)

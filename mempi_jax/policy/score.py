@@ -7,7 +7,7 @@ scored tokens are projected onto the vocabulary, so [B, T, V] logits never exist
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mempi_jax.models.decoder import Decoder, DecoderConfig, output_matrix
-from mempi_jax.types import Context
+from mempi_jax.types import Context, TrainBatch
 
 if TYPE_CHECKING:
   from mempi_jax.policy.policy import GuidancePolicy
@@ -102,3 +102,16 @@ def decision_states(policy: GuidancePolicy, contexts: Sequence[Context], batch_s
   hidden = np.concatenate(states)
   matrix = np.asarray(output_matrix(policy.params)[jnp.array([policy.generate_id, policy.abstain_id])], np.float32)
   return hidden @ (matrix[0] - matrix[1]), hidden
+
+
+@functools.lru_cache
+def make_scorer(config: DecoderConfig, generate_id: int, abstain_id: int) -> Callable[[Any, TrainBatch], jax.Array]:
+  """(params, batch) -> log-probs of its targets, f32[B, C], compiled once."""
+
+  @jax.jit
+  def logps(params: Any, tokens: Any, branch: Any, positions: Any, decision_index: Any, score_index: Any, targets: Any) -> Any:
+    return score_rows(config, params, generate_id, abstain_id, tokens, branch, positions, decision_index, score_index, targets)[1]
+
+  return lambda params, batch: logps(
+    params, batch.tokens, batch.branch, batch.positions, batch.decision_index, batch.score_index, batch.targets
+  )

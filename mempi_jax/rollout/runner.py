@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from mempi_jax.rollout.episode import stream_episodes
 from mempi_jax.types import Agent, Decision, Env, Episode, Guidance, Task
 
-Key = tuple[str, int, str]
+Key = tuple[str, int, str, int]
 
 
 class Runner:
@@ -44,13 +44,16 @@ class Runner:
     self.episodes_run = 0  # distinct episodes that were really played
     self.steps_run = 0  # their actions
 
-  def run(self, tasks: Sequence[Task], guidances: Sequence[Guidance]) -> list[Episode]:
-    """One episode for each task with its guidance, in order; repeated (task, seed, text) are played once."""
-    return list(self.stream(tasks, guidances))
+  def run(self, tasks: Sequence[Task], guidances: Sequence[Guidance], *, extra_steps: int = 0) -> list[Episode]:
+    """One episode for each task with its guidance, in order; repeated (task, seed, text) are played once.
 
-  def stream(self, tasks: Sequence[Task], guidances: Sequence[Guidance]) -> Iterator[Episode]:
+    `extra_steps` are actions beyond what `max_steps` allows.
+    """
+    return list(self.stream(tasks, guidances, extra_steps=extra_steps))
+
+  def stream(self, tasks: Sequence[Task], guidances: Sequence[Guidance], *, extra_steps: int = 0) -> Iterator[Episode]:
     """The episodes of `run`, in order, each as soon as it and those before it have ended."""
-    keys = [(task.task_id, task.seed, spoken_text(guidance)) for task, guidance in zip(tasks, guidances, strict=True)]
+    keys = [(task.task_id, task.seed, spoken_text(guidance), extra_steps) for task, guidance in zip(tasks, guidances, strict=True)]
     played: dict[Key, Episode] = {}
     first: dict[Key, int] = {}  # where each distinct episode stands that is to be played
     for i, key in enumerate(keys):
@@ -60,7 +63,7 @@ class Runner:
         first[key] = i
     todo = list(first.values())
     chosen = [tasks[i] for i in todo]
-    caps = [self.max_steps(task) for task in chosen]
+    caps = [self.max_steps(task) + extra_steps for task in chosen]
     episodes = stream_episodes(
       self.make_env, self.agent, chosen, [guidances[i] for i in todo], caps, side_by_side=self.batch_size, workers=self.workers
     )

@@ -9,26 +9,24 @@ estimated now, and their contents, whose clipped ratios let a content that was p
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
 from mempi_jax.experience.bank import read_episodes
 from mempi_jax.experience.collecting import play_to_log
-from mempi_jax.losses.advantages import content_advantages, shape_rewards
+from mempi_jax.losses.advantages import content_advantages, shape_rewards, vanilla_advantages
 from mempi_jax.policy.policy import GuidancePolicy
-from mempi_jax.policy.score import decision_states, score_rows
+from mempi_jax.policy.score import decision_states, make_scorer
 from mempi_jax.rollout.assemble import PackedRow, pack
 from mempi_jax.rollout.effects import EffectEstimator
 from mempi_jax.rollout.group import run_groups
 from mempi_jax.rollout.runner import Runner
 from mempi_jax.runtime.rng import host_seed
-from mempi_jax.types import Episode, RolloutGroup, Status, Task, TrainBatch
+from mempi_jax.types import Context, Episode, Guidance, RolloutGroup, Status, Task, TrainBatch
 
 ABSTAINED = 'abstained.jsonl'
 
@@ -43,12 +41,21 @@ class RolloutSource:
     config: the stage2 group of the experiment.
     seed: of the order of contexts and of the sampled contents.
     folder: where the cache of abstain outcomes lives.
+    retrieve: gives the guidance of every context in the policy's place, and the decision alone is learned (RAG with learned abstention).
   """
 
   def __init__(
-    self, runner: Runner, tasks: Sequence[Sequence[Task]], policy: GuidancePolicy, config: FrozenConfigDict, *, seed: int, folder: Path
+    self,
+    runner: Runner,
+    tasks: Sequence[Sequence[Task]],
+    policy: GuidancePolicy,
+    config: FrozenConfigDict,
+    *,
+    seed: int,
+    folder: Path,
+    retrieve: Callable[[Sequence[Context]], list[Guidance]] | None = None,
   ):
-    self.runner, self.tasks, self.config, self.seed = runner, tasks, config, seed
+    self.runner, self.tasks, self.config, self.seed, self.retrieve = runner, tasks, config, seed, retrieve
     self.policy, self.ref_params = policy, policy.params
     if config.groups > len(tasks):
       raise ValueError(f'{config.groups} groups a step cannot be drawn from {len(tasks)} contexts')
@@ -83,8 +90,11 @@ class RolloutSource:
     runs = [self.visits[i] % len(self.tasks[i]) for i in chosen]
     tasks = [self.tasks[i][run] for i, run in zip(chosen, runs, strict=True)]
     old_logits = self.policy.decision_logits(contexts)
-    content_seeds = [host_seed(self.seed, 'content', step, i) for i in chosen]
-    contents = self.policy.contents(contexts, content_seeds, branches=config.branches, temperature=config.temperature)
+    if self.retrieve is None:
+      content_seeds = [host_seed(self.seed, 'content', step, i) for i in chosen]
+      contents = self.policy.contents(contexts, content_seeds, branches=config.branches, temperature=config.temperature)
+    else:
+      contents = [[guidance] * config.branches for guidance in self.retrieve(contexts)]
     branch_seeds = [self._branch_seeds(task, step) for task in tasks]
     quiet = [self.abstained[i][run] for i, run in zip(chosen, runs, strict=True)]
     counters = self.runner.agent.engine.counters
@@ -108,22 +118,31 @@ class RolloutSource:
     if known:
       effects[np.array(valid)] = self.estimator.estimate(known, step)
     abstain_rewards = np.array([float(group.episodes[0].success) for group in groups])
-    content_adv = content_advantages(
-      rewards,
-      abstain_rewards,
-      scale=config.content_scale,
-      epsilon=config.content_epsilon,
-      gate=config.content_gate,
-      effect=effects,
-      negative=config.content_negative,
-    )
+    if config.structured:
+      content_adv = content_advantages(
+        rewards,
+        abstain_rewards,
+        scale=config.content_scale,
+        epsilon=config.content_epsilon,
+        gate=config.content_gate,
+        effect=effects,
+        negative=config.content_negative,
+      )
+      if config.coupled:
+        content_adv = content_adv + effects[:, None].astype(np.float32)
+    else:
+      p_generate = 1.0 / (1.0 + np.exp(-old_logits.astype(np.float64)))
+      generated = self._decisions(step, chosen, p_generate)
+      rewards = np.where(generated, rewards, abstain_rewards[:, None])
+      content_adv, effects = vanilla_advantages(rewards, generated, p_generate, epsilon=config.content_epsilon)
     rows = [self._row(i, group, *parts) for i, group, *parts in zip(chosen, groups, content_adv, effects, old_logits, strict=True)]
     batch = self._pack(rows, valid)
-    score = _scorer(self.policy.config, self.policy.generate_id, self.policy.abstain_id)
+    score = make_scorer(self.policy.config, self.policy.generate_id, self.policy.abstain_id)
     batch.ref_logps[:] = np.asarray(score(self.ref_params, batch))
     # The sampler's log-probs beside those that training computes from the same parameters.
     gap = np.abs(np.asarray(score(self.policy.params, batch)) - batch.old_logps)
-    logp_gap = float(np.max(gap, where=batch.content_mask > 0, initial=0.0))
+    sampled = (batch.content_mask > 0) & (self.retrieve is None)
+    logp_gap = float(np.max(gap, where=sampled, initial=0.0))
     rows = [dataclasses.replace(row, ref_logps=_unpack(values, row)) for row, values in zip(rows, batch.ref_logps, strict=True)]
     self.rows |= {int(i): row for i, row, ok in zip(chosen, rows, valid, strict=True) if ok}
     metrics = {
@@ -161,6 +180,11 @@ class RolloutSource:
     order = np.random.default_rng(host_seed(self.seed, 'contexts', epoch)).permutation(count)
     return np.sort(order[place * groups : (place + 1) * groups])
 
+  def _decisions(self, step: int, chosen: np.ndarray, p_generate: np.ndarray) -> np.ndarray:
+    """Whether each of K branches generates, bool[G, K], drawn from the policy: for the ablation without structured groups."""
+    numbers = [np.random.default_rng(host_seed(self.seed, 'decision', step, int(i))).random(self.config.branches) for i in chosen]
+    return np.stack(numbers) < p_generate[:, None]
+
   def _branch_seeds(self, task: Task, step: int) -> list[int]:
     if self.config.branch_seeds == 'shared':
       return [task.seed] * self.config.branches
@@ -168,11 +192,12 @@ class RolloutSource:
 
   def _row(self, context: int, group: RolloutGroup, content_adv: np.ndarray, effect: float, old_logit: float) -> PackedRow:
     said = [episode.guidance for episode in group.episodes[1:]]
+    written = self.retrieve is None  # what was retrieved is nobody's sample: a row has its end-of-sequence alone, without advantage
     return PackedRow(
       self.policy.prompt(group.context),
-      [list(guidance.tokens) for guidance in said],
-      [float(advantage) for advantage in content_adv],
-      [[float(logp) for logp in guidance.logps] for guidance in said],
+      [list(guidance.tokens) if written else [] for guidance in said],
+      [float(advantage) if written else 0.0 for advantage in content_adv],
+      [[float(logp) for logp in guidance.logps] if written else [0.0] for guidance in said],
       decision_adv=float(effect),
       ref_logit=float(self.ref_logits[context]),
       old_logit=float(old_logit),
@@ -191,7 +216,7 @@ class RolloutSource:
     """Compiles all that `next` runs, so that nothing is compiled later."""
     self.runner.agent.engine.warm_up()
     self.policy.engine.warm_up()
-    score = _scorer(self.policy.config, self.policy.generate_id, self.policy.abstain_id)
+    score = make_scorer(self.policy.config, self.policy.generate_id, self.policy.abstain_id)
     for batch in self.examples():
       score(self.ref_params, batch)
 
@@ -244,16 +269,3 @@ def _unpack(values: np.ndarray, row: PackedRow) -> list[list[float]]:
   """Values of one row of a batch, f32[C], as lists, one a branch: the tokens of its content and end-of-sequence."""
   width = len(values) // max(len(row.contents), 1)
   return [values[k * width : k * width + len(content) + 1].tolist() for k, content in enumerate(row.contents)]
-
-
-@functools.lru_cache
-def _scorer(config: Any, generate_id: int, abstain_id: int) -> Any:
-  """(params, batch) -> log-probs of its targets, f32[B, C], compiled once."""
-
-  @jax.jit
-  def logps(params: Any, tokens: Any, branch: Any, positions: Any, decision_index: Any, score_index: Any, targets: Any) -> Any:
-    return score_rows(config, params, generate_id, abstain_id, tokens, branch, positions, decision_index, score_index, targets)[1]
-
-  return lambda params, batch: logps(
-    params, batch.tokens, batch.branch, batch.positions, batch.decision_index, batch.score_index, batch.targets
-  )

@@ -82,3 +82,10 @@ def test_episode_records_come_back():
     episode.context, episode.steps, episode.success, episode.status, episode.last_observation,
   )  # fmt: skip
   assert back.guidance.decision is Decision.ABSTAIN
+
+
+def test_an_episode_whose_reset_failed_is_recorded_too():
+  failed = Episode(Context(Task('alfworld', 'x', 'train', 1), '', ''), Guidance(Decision.ABSTAIN), (), 0.0, False, Status.ENV_ERROR)
+  record = episode_record(failed)
+  assert (record['steps'], record['status']) == ([], 'env_error')
+  assert episode_of(record) == failed or episode_of(record).steps == ()

@@ -1,9 +1,12 @@
 """Rewards and advantages on cases done by hand."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mempi_jax.losses.advantages import content_advantages, decision_advantages, shape_rewards
+from mempi_jax.losses.advantages import content_advantages, decision_advantages, shape_rewards, vanilla_advantages
+from mempi_jax.losses.policy_gradient import decision_policy_gradient_loss
 
 
 def test_length_rewards_by_hand():
@@ -65,3 +68,24 @@ def test_negative_content_advantages_can_weigh_less():
   np.testing.assert_allclose(plain, [[0.75, -0.25, -0.25, -0.25]])
   tilted = content_advantages(rewards, np.zeros(1), scale='raw', epsilon=0.1, gate='open', negative=0.2)
   np.testing.assert_allclose(tilted, [[0.75, -0.05, -0.05, -0.05]])
+
+
+def test_vanilla_advantages_by_hand():
+  """Rewards 1, 0 of two branches that generated and abstained: A = 1, -1; c = (1 (1 - p) + 1 p) / 2 = 1/2 for any p."""
+  content, decision = vanilla_advantages(np.array([[1.0, 0.0]]), np.array([[True, False]]), np.array([0.25]), epsilon=0.0)
+  np.testing.assert_allclose(content, [[1.0, 0.0]])
+  np.testing.assert_allclose(decision, [0.5 / (2 * 0.25 * 0.75)])
+
+
+def test_vanilla_advantages_give_the_gradient_of_sampled_decisions():
+  rng = np.random.default_rng(0)
+  rewards, generated, logits = rng.random((3, 8)), rng.random((3, 8)) < 0.6, jnp.array([-1.0, 0.3, 2.0])
+  p = np.asarray(jax.nn.sigmoid(logits))
+  _, decision = vanilla_advantages(rewards, generated, p, epsilon=0.1)
+  advantages = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, keepdims=True) + 0.1)
+
+  def sampled(l):
+    return -jnp.mean(jnp.mean(advantages * jnp.where(generated, jax.nn.log_sigmoid(l)[:, None], jax.nn.log_sigmoid(-l)[:, None]), axis=1))
+
+  used = lambda l: decision_policy_gradient_loss(l, logits, decision, jnp.ones(3, bool), kl=0.0)[0]
+  np.testing.assert_allclose(jax.grad(used)(logits), jax.grad(sampled)(logits), rtol=1e-4)

@@ -1,0 +1,31 @@
+"""The main table: every memory on two households that nothing was tuned on, three seeds each.
+
+    python -m mempi_jax.evaluate --config=configs/table_main.py --workdir=runs/table_main
+
+trains what is missing, evaluates, and pools the six runs into WORKDIR/pooled/. Needs the extra `embeddings`. The baselines' settings are the
+best of configs/tune_baselines.py.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mempi_jax.config import load_config
+
+
+def get_config() -> ConfigDict:
+  """configs/alfworld.py with every memory."""
+  config = load_config(Path(__file__).with_name('alfworld.py'))
+  config.eval.memories = (
+    'none', 'token_matched', 'oracle', 'rag', 'mem0', 'memory_r1', 'memrl', 'rag_abstain', 'untrained', 'always', 'mempi_stage1', 'mempi',
+  )  # fmt: skip
+  return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+  """The overrides of each run."""
+  for household in ('maple', 'cedar'):
+    for seed in (0, 1, 2):
+      yield {'world.household': household, 'seed': seed}

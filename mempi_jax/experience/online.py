@@ -1,0 +1,41 @@
+"""A memory that learns from its own episodes: batch after batch, each guided by what those before it taught."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mempi_jax.experience.bank import episode_of, episode_record
+from mempi_jax.rollout.episode import read_contexts
+from mempi_jax.rollout.runner import Runner
+from mempi_jax.runtime import files
+from mempi_jax.runtime.metrics import progress
+from mempi_jax.types import Memory, Task
+
+
+def learn_online(memory: Memory, runner: Runner, batches: Sequence[Sequence[Task]], path: Path, *, seed: int) -> None:
+  """Plays batches of train tasks with the memory's guidance, lets it observe them, and appends the episodes to a JSONL log.
+
+  What the log holds is observed again, and not played again: that is how a memory comes back to what it had learned.
+
+  Raises ValueError when the log holds other episodes than these.
+  """
+  files.cut_half_line(path)
+  done = list(files.read_jsonl(path)) if path.exists() else []
+  expected = [(task.task_id, task.seed) for batch in batches for task in batch]
+  if [(record['task_id'], record['seed']) for record in done] != expected[: len(done)]:
+    raise ValueError(f'{path} holds episodes of other tasks than this run plays; use another --workdir')
+  with files.JsonlLog(path) as log, progress(len(expected), memory.name, initial=len(done)) as bar:
+    start = 0
+    for batch in batches:
+      guidances = memory.guide(read_contexts(runner.make_env, batch), seed)
+      recorded = done[start : start + len(batch)]
+      start += len(batch)
+      if len(recorded) == len(batch):
+        memory.observe([episode_of(record) for record in recorded])
+        continue
+      episodes = runner.run(batch, guidances)
+      for episode in episodes[len(recorded) :]:  # a batch that was half written is played again as a whole: the same numbers either way
+        log.append(episode_record(episode))
+      bar.update(len(batch) - len(recorded))
+      memory.observe(episodes)

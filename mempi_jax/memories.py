@@ -1,0 +1,211 @@
+"""Every memory of an experiment by its name, from what the working folder holds; and what has to be made for some before they can be used.
+
+`prepare` plays and builds, `make_memory` only loads. What takes gradients is trained in train.py.
+
+    none            the agent alone
+    token_matched   the agent alone, with as many more steps as Mem-π's tokens would buy it
+    oracle          knows the game: an upper bound
+    rag             the nearest entries of the bank
+    mem0            facts that a manager keeps in order
+    memory_r1       the same, by a manager that was trained by RL
+    memrl           retrieval with learned utilities
+    rag_abstain     RAG whose abstention is learned by stage 2
+    untrained       the policy before any training
+    always          Mem-π that always generates
+    mempi_stage1    Mem-π after stage 1
+    mempi           Mem-π
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from mempi_jax.config import ConfigError, near
+from mempi_jax.evals.isolation import check_memory_isolation
+from mempi_jax.experience.bank import BankEntry, read_bank, read_episodes
+from mempi_jax.experience.online import learn_online
+from mempi_jax.memory.chat import ChatManager, check_client, connect
+from mempi_jax.memory.mem0 import FactMemory, build_facts
+from mempi_jax.memory.mempi import MempiMemory
+from mempi_jax.memory.memrl import MemRlConfig, MemRlMemory
+from mempi_jax.memory.none import NoMemory
+from mempi_jax.memory.operations import FactStore, Manager, RuleManager
+from mempi_jax.memory.oracle import OracleMemory
+from mempi_jax.memory.rag import RagMemory
+from mempi_jax.memory.rag_abstain import RagAbstainMemory
+from mempi_jax.memory.store import BM25, check_encoder
+from mempi_jax.policy.template import action_tokens, agent_turn, content_tokens
+from mempi_jax.runtime import files
+from mempi_jax.types import Decision, Memory, Task
+from mempi_jax.world import TRAIN_SPLIT, World
+
+MEMORIES = (
+  'none', 'token_matched', 'oracle', 'rag', 'mem0', 'memory_r1', 'memrl', 'rag_abstain', 'untrained', 'always', 'mempi_stage1', 'mempi',
+)  # fmt: skip
+# Published ones that take a chat model for every episode, which rules cannot stand in for.
+NEED_A_CHAT_MODEL = ('reasoning_bank', 'awm')
+POLICIES = {'untrained': 'untrained', 'mempi_stage1': 'stage1', 'mempi': 'stage2', 'always': 'stage2', 'rag_abstain': 'rag_abstain'}
+FACTS, PLAYED = 'facts.jsonl', 'episodes.jsonl'
+
+
+def check_memories(config: FrozenConfigDict) -> None:
+  """Refuses what cannot be evaluated, before anything expensive.
+
+  Raises ConfigError for an unknown name, a memory that needs a chat model, or a package that is missing, naming its extra.
+  """
+  baselines = config.baselines
+  for name in config.eval.memories:
+    if name in NEED_A_CHAT_MODEL:
+      raise ConfigError(f'the memory {name} distils every episode with a chat model and is not part of this version; leave it out of eval.memories')
+    if name not in MEMORIES:
+      raise ConfigError(f'unknown memory {name!r}{near(name, MEMORIES)}: expected some of {", ".join(MEMORIES)}')
+    rag = baselines.rag.index
+    encoders = {'rag': rag, 'rag_abstain': rag} | {other: baselines[other].encoder for other in ('mem0', 'memory_r1', 'memrl')}
+    try:
+      if encoders.get(name, BM25) != BM25:
+        check_encoder(encoders[name])
+      if name == 'mem0' and baselines.manager.url:
+        check_client()
+    except (ModuleNotFoundError, ValueError) as error:
+      raise ConfigError(str(error)) from None
+
+
+def prepare(world: World) -> None:
+  """Makes what Mem0 and MemRL need in the working folder, where eval.memories names them; goes on where a killed run stopped."""
+  if 'mem0' in world.config.eval.memories and files.read_done(world.workdir / 'mem0') is None:
+    store = FactStore(world.config.baselines.mem0.encoder, world.config.baselines.mem0.shown)
+    write_facts(world.workdir / 'mem0', store, build_facts(_bank(world), store, _manager(world)))
+  if 'memrl' in world.config.eval.memories:
+    memory = _learned_memrl(world)
+    files.mark_done(world.workdir / 'memrl', {'memories': len(memory.texts), 'mean_utility': float(np.mean(memory.utilities))})
+
+
+def make_memory(name: str, world: World) -> Memory:
+  """A memory by its name.
+
+  Raises ConfigError for an unknown name, FileNotFoundError for one that has not been trained, IsolationError for one that holds experience
+  of a test game.
+  """
+  memory = _make(name, world)
+  held = _held(memory)
+  if held is not None:
+    check_memory_isolation(name, held, world.splits[TRAIN_SPLIT], world.test_games)
+  return memory
+
+
+def make_rag(world: World) -> RagMemory:
+  """Retrieval over the run's bank, as the config says."""
+  config = world.config.baselines.rag
+  return RagMemory(_bank(world), _tokenize(world), k=config.k, key=config.key, index=config.index, threshold=config.threshold)
+
+
+def fact_memory(name: str, store: FactStore, world: World) -> FactMemory:
+  """Mem0 or Memory-R1 over a store of facts."""
+  config = world.config.baselines[name]
+  return FactMemory(name, store, _tokenize(world), k=config.k, key=config.key, threshold=config.threshold)
+
+
+def write_facts(folder: Path, store: FactStore, counts: Mapping[str, int]) -> None:
+  """Writes a finished store, and how often each operation was applied."""
+  files.write_text(folder / FACTS, ''.join(json.dumps(entry, ensure_ascii=False) + '\n' for entry in store.state()))
+  files.mark_done(folder, {'facts': len(store.facts), **counts})
+
+
+def matched_steps(world: World) -> int:
+  """How many more agent steps the tokens of Mem-π would buy, rounded up [O].
+
+  The tokens are those that the policy reads and writes for a context of the bank, and those that the agent reads of it; a step is what the
+  agent writes and reads in one turn, on average over the bank's episodes.
+  """
+  memory = make_memory('mempi', world)
+  guidances = memory.guide([entry.context for entry in _bank(world)], world.config.seed)
+  cost = np.mean([g.read_tokens + g.written_tokens + (len(g.tokens) if g.decision is Decision.GENERATE else 0) for g in guidances])
+  turns = [
+    len(action_tokens(world.tokenizer, step.action)) + len(agent_turn(world.tokenizer, brought))
+    for episode in read_episodes(world.workdir / 'bank' / PLAYED)
+    for step, brought in zip(episode.steps, [*(step.observation for step in episode.steps[1:]), episode.last_observation], strict=True)
+  ]
+  return math.ceil(cost / np.mean(turns))
+
+
+def _held(memory: Memory) -> Sequence[Any] | None:
+  """What a memory may quote: bank entries, or the names of episodes; None where it quotes nothing."""
+  match memory:
+    case RagMemory():
+      return memory.entries
+    case RagAbstainMemory():
+      return memory.rag.entries
+    case FactMemory():
+      return [source for sources in memory.store.sources for source in sources]
+    case MemRlMemory():
+      return [source for sources in memory.sources for source in sources]
+  return None
+
+
+def _make(name: str, world: World) -> Memory:
+  config, baselines = world.config.eval, world.config.baselines
+  policy = lambda: world.load_policy(world.workdir / POLICIES[name] / 'policy')
+  match name:
+    case 'none':
+      return NoMemory()
+    case 'token_matched':
+      return NoMemory(name, extra_steps=matched_steps(world))
+    case 'oracle':
+      return OracleMemory(lambda task_id: world.games[task_id].hidden['guidance'], _tokenize(world))
+    case 'rag':
+      return make_rag(world)
+    case 'mem0' | 'memory_r1':
+      store = FactStore(baselines[name].encoder, baselines[name].shown)
+      store.restore(list(files.read_jsonl(world.workdir / name / FACTS)))
+      return fact_memory(name, store, world)
+    case 'memrl':
+      if files.read_done(world.workdir / 'memrl') is None:
+        raise FileNotFoundError(f'{world.workdir / "memrl"}: MemRL has not learned yet; train first')
+      return _learned_memrl(world)
+    case 'rag_abstain':
+      return RagAbstainMemory(policy(), make_rag(world), threshold=config.threshold)
+    case 'untrained' | 'mempi_stage1' | 'mempi':
+      return MempiMemory(policy(), name, threshold=config.threshold, temperature=config.temperature)
+    case 'always':
+      return MempiMemory(policy(), name, threshold=0.0, temperature=config.temperature)
+    case _:
+      raise ConfigError(f'unknown memory {name!r}{near(name, MEMORIES)}: expected some of {", ".join(MEMORIES)}')
+
+
+def _learned_memrl(world: World) -> MemRlMemory:
+  """MemRL after its epochs over the bank's games: played, or taken from the log of what was."""
+  fields = {**world.config.baselines.memrl}
+  epochs, size = fields.pop('epochs'), fields.pop('batch_size')
+  try:
+    memory = MemRlMemory(_bank(world), _tokenize(world), MemRlConfig(**fields))
+  except ValueError as error:
+    raise ConfigError(f'baselines.memrl: {error}') from None
+  games = world.splits[TRAIN_SPLIT][: world.config.bank.games]
+  batches: list[Sequence[Task]] = []
+  for epoch in range(epochs):
+    tasks = world.tasks(games, 'memrl', epoch)
+    batches += [tasks[start : start + size] for start in range(0, len(tasks), size)]
+  learn_online(memory, world.runner, batches, world.workdir / 'memrl' / PLAYED, seed=world.config.seed)
+  return memory
+
+
+def _manager(world: World) -> Manager:
+  config = world.config.baselines.manager
+  if not config.url:
+    return RuleManager(world.config.baselines.mem0.replace)
+  return ChatManager(connect(config.url, config.model, timeout=config.timeout, retries=config.retries, max_tokens=config.max_tokens))
+
+
+def _bank(world: World) -> list[BankEntry]:
+  return read_bank(world.workdir / 'bank', {game.game_id for game in world.test_games})
+
+
+def _tokenize(world: World) -> Callable[[str], tuple[int, ...]]:
+  return lambda text: content_tokens(world.tokenizer, text)
