@@ -1,9 +1,8 @@
 """Settings of the baselines, tried on a household that no table uses: twelve each for RAG, Mem0 and MemRL.
 
     python -m mempi_jax.sweep --config=configs/tune_baselines.py --workdir=runs/tune_baselines --jobs=2
-    python -m mempi_jax.report --settings runs/tune_baselines/*/
 
-Nothing of Mem-π is trained here.
+Nothing of Mem-π is trained here; runs/tune_baselines/runs.csv has a line for each.
 """
 
 import itertools

@@ -2,14 +2,16 @@
 
     python -m mempi_jax.sweep --config=configs/alfworld_sweep.py --workdir=runs/alfworld_sweep --jobs=1
 
-Finished runs are skipped and killed ones go on, as each command does by itself. At the end runs that are comparable are pooled into
-WORKDIR/pooled/ (see `mempi_jax.report`). On a cluster, start one process a machine with `--shard=I/N`: machine I takes every N-th run.
+Finished runs are skipped and killed ones go on, as each command does by itself. At the end WORKDIR/runs.csv has a line for each run and
+memory; runs that differ in household and seed alone are pooled into WORKDIR/pooled/ (see `mempi_jax.report`). On a cluster, start one process a machine with `--shard=I/N`: machine I takes every N-th run.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import csv
+import io
 import re
 import subprocess
 import sys
@@ -18,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from mempi_jax.config import ConfigError, load_sweep
-from mempi_jax.runtime.files import ensure_writable
+from mempi_jax.runtime.files import ensure_writable, read_json, write_text
 from mempi_jax.runtime.workdir import COMPILED, report_errors, share_compilations
+
+
+POOLED = {'world.household', 'seed'}  # fields that pooled runs may differ in
 
 
 def folder_name(overrides: Mapping[str, Any]) -> str:
@@ -72,10 +77,25 @@ def run_sweep(config: str, workdir: Path, *, jobs: int, shard: str = '0/1') -> l
         failed.append(folder)
   if failed:
     raise SystemExit(1)
-  if shard == '0/1' and len(folders) > 1:
-    pooled = ['mempi_jax.report', '--workdirs', *map(str, folders), '--out', str(workdir / 'pooled')]
-    subprocess.run([sys.executable, '-m', *pooled], check=True)
+  if shard == '0/1':
+    write_table(workdir, runs, folders)
+    if len(folders) > 1 and all(set(overrides) <= POOLED for overrides in runs):
+      pooled = ['mempi_jax.report', '--workdirs', *map(str, folders), '--out', str(workdir / 'pooled')]
+      subprocess.run([sys.executable, '-m', *pooled], check=True)
   return folders
+
+
+def write_table(workdir: Path, runs: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> None:
+  """WORKDIR/runs.csv: one line a run, split and memory, with the fields that the runs differ in."""
+  names = list(dict.fromkeys(name for overrides in runs for name in overrides))
+  measures = ('n', 'success_rate', 'abstain_rate', 'guidance_tokens', 'agent_steps')
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(['run', *names, 'split', 'memory', *measures])
+  for overrides, folder in zip(runs, folders, strict=True):
+    for row in read_json(folder / 'results.json')['rows']:
+      writer.writerow([folder.name, *(overrides.get(name, '') for name in names), row['split'], row['memory'], *(row[m] for m in measures)])
+  write_text(workdir / 'runs.csv', text.getvalue())
 
 
 @report_errors
