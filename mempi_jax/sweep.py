@@ -23,7 +23,6 @@ from mempi_jax.config import ConfigError, load_sweep
 from mempi_jax.runtime.files import ensure_writable, read_json, write_text
 from mempi_jax.runtime.workdir import COMPILED, report_errors, share_compilations
 
-
 POOLED = {'world.household', 'seed'}  # fields that pooled runs may differ in
 
 

@@ -65,6 +65,7 @@ from mempi_jax.world import TRAIN_SPLIT, World, agent_lm, open_world
 
 Loss = Callable[[jax.Array, jax.Array, TrainBatch], tuple[jax.Array, dict[str, jax.Array]]]
 
+STRETCH = 20  # facts
 DECISION_LOSSES = ('regression', 'policy_gradient', 'ratio')
 
 
@@ -284,7 +285,9 @@ def train_memory_r1(world: World, entries: Sequence[BankEntry]) -> None:
     return
   empty = lambda: FactStore(config.encoder, config.shown)
   policy, rules = initial_policy(world), RuleManager(config.replace)
-  shown = demonstrations(entries, empty(), rules)
+  # The whole bank into one store, and short stretches of it into empty ones: a manager meets stores of every size.
+  stretches = [entries, *(entries[start : start + STRETCH] for start in range(0, len(entries), STRETCH))]
+  shown = [example for stretch in stretches for example in demonstrations(stretch, empty(), rules)]
   sft = SftSource(
     shown, policy, batch_size=config.sft.batch_size, abstain_share=0.0, validation=world.config.stage1.validation, seed=world.config.seed
   )
