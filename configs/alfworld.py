@@ -54,6 +54,7 @@ def get_config() -> ConfigDict:
 
   config.bank = ConfigDict()
   config.bank.games = 800
+  config.bank.corruption = 0.0  # share of hints that are made wrong, for an analysis
 
   config.stage1 = ConfigDict()
   config.stage1.duration = '120 steps'

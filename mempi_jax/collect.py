@@ -21,7 +21,10 @@ def collect(world: World) -> list[BankEntry]:
   """The bank of the world's working folder, made if it is not there yet."""
   train = world.splits[TRAIN_SPLIT][: world.config.bank.games]
   test_games = {game.game_id for game in world.test_games}
-  entries = collect_bank(world.runner, world.tasks(train, 'bank'), world.workdir / 'bank', test_games)
+  entries = collect_bank(
+    world.runner, world.tasks(train, 'bank'), world.workdir / 'bank', test_games,
+    corruption=world.config.bank.corruption, seed=world.config.seed,
+  )  # fmt: skip
   check_bank_isolation(entries, world.splits[TRAIN_SPLIT], world.test_games)
   return entries
 

@@ -7,7 +7,7 @@ eval/episodes.jsonl, eval/base_runs.jsonl (the agent alone under further seeds, 
 results.json. A second run goes on where a killed one stopped.
 
 With a config that has a `sweep()`, such as configs/table_main.py, and no field set on the command line, all its runs are trained where they
-are not yet, evaluated, and pooled into WORKDIR/pooled/ (as by `mempi_jax.sweep`).
+are not yet, evaluated, and put into one table (as by `mempi_jax.sweep`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mempi_jax.runtime import files
 from mempi_jax.runtime.host import has_accelerator
 from mempi_jax.runtime.metrics import progress
 from mempi_jax.runtime.workdir import MANIFEST, WALL_TIME, report_errors, timed
-from mempi_jax.sweep import run_sweep
+from mempi_jax.sweep import RUNS, run_sweep
 from mempi_jax.types import Memory, Task
 from mempi_jax.world import EVAL_SPLITS, World, open_world
 
@@ -143,7 +143,8 @@ def main(arguments: Sequence[str]) -> None:
   check_memories(config)
   if has_sweep(parsed.config) and not any(argument.startswith(PREFIX) for argument in arguments):
     run_sweep(parsed.config, parsed.workdir, jobs=1 if has_accelerator() else os.cpu_count() or 1)
-    print((parsed.workdir / 'pooled' / 'table.md').read_text(encoding='utf-8'))
+    pooled = parsed.workdir / 'pooled' / 'table.md'
+    print(pooled.read_text(encoding='utf-8') if pooled.exists() else parsed.workdir / RUNS)
     return
   world = open_world(config, parsed.workdir, remember=True)
   results = evaluate(world)

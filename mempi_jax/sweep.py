@@ -23,6 +23,7 @@ from mempi_jax.config import ConfigError, load_sweep
 from mempi_jax.runtime.files import ensure_writable, read_json, write_text
 from mempi_jax.runtime.workdir import COMPILED, report_errors, share_compilations
 
+RUNS = 'runs.csv'
 POOLED = {'world.household', 'seed'}  # fields that pooled runs may differ in
 
 
@@ -94,7 +95,7 @@ def write_table(workdir: Path, runs: Sequence[Mapping[str, Any]], folders: Seque
   for overrides, folder in zip(runs, folders, strict=True):
     for row in read_json(folder / 'results.json')['rows']:
       writer.writerow([folder.name, *(overrides.get(name, '') for name in names), row['split'], row['memory'], *(row[m] for m in measures)])
-  write_text(workdir / 'runs.csv', text.getvalue())
+  write_text(workdir / RUNS, text.getvalue())
 
 
 @report_errors

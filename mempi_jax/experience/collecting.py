@@ -16,6 +16,7 @@ from mempi_jax.experience.bank import (
   read_episodes,
   write_bank,
 )
+from mempi_jax.experience.corrupt import corrupt
 from mempi_jax.rollout.episode import abstained
 from mempi_jax.rollout.runner import Runner
 from mempi_jax.runtime import files
@@ -40,14 +41,18 @@ def play_to_log(runner: Runner, tasks: Sequence[Task], path: Path, description: 
       bar.update()
 
 
-def collect_bank(runner: Runner, tasks: Sequence[Task], folder: Path, test_games: Collection[str]) -> list[BankEntry]:
+def collect_bank(
+  runner: Runner, tasks: Sequence[Task], folder: Path, test_games: Collection[str], *, corruption: float = 0.0, seed: int = 0
+) -> list[BankEntry]:
   """Plays `tasks` once each without guidance and writes the bank; a finished bank is read back.
+
+  `corruption` is the share of hints that are made wrong (see `corrupt`), `seed` decides which.
 
   Raises BankError when a task is a test game.
   """
   if files.read_done(folder) is None:
     play_to_log(runner, tasks, folder / EPISODES, 'collect')
-    entries = distill_entries(read_episodes(folder / EPISODES))
+    entries = corrupt(distill_entries(read_episodes(folder / EPISODES)), corruption, seed)
     check_bank(entries, test_games)
     write_bank(folder, entries)
     solved = sum(entry.solved_alone for entry in entries)

@@ -1,0 +1,28 @@
+"""What wrong hints do: the bank with none, a tenth, three tenths and half of its hints wrong, two seeds each.
+
+    python -m mempi_jax.evaluate --config=configs/analysis_corruption.py --workdir=runs/analysis_corruption
+
+runs/analysis_corruption/runs.csv has a line for each run and memory.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mempi_jax.config import load_config
+
+
+def get_config() -> ConfigDict:
+  """configs/table_main.py with the memories that quote the bank, and those that are trained on it."""
+  config = load_config(Path(__file__).with_name('table_main.py'))
+  config.eval.memories = ('none', 'rag', 'mem0', 'memrl', 'mempi_stage1', 'mempi')
+  return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+  """The overrides of each run."""
+  for share in (0.0, 0.1, 0.3, 0.5):
+    for seed in (0, 1):
+      yield {'bank.corruption': share, 'seed': seed}

@@ -1,0 +1,30 @@
+"""Sample efficiency: banks of 100 to 800 games, and stage 2 on a quarter, half and all of its games, two seeds each.
+
+    python -m mempi_jax.evaluate --config=configs/analysis_samples.py --workdir=runs/analysis_samples
+
+runs/analysis_samples/runs.csv has a line for each run and memory.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mempi_jax.config import load_config
+
+
+def get_config() -> ConfigDict:
+  """configs/table_main.py with the memories that quote the bank, and those that are trained on it."""
+  config = load_config(Path(__file__).with_name('table_main.py'))
+  config.eval.memories = ('none', 'rag', 'mem0', 'memrl', 'mempi_stage1', 'mempi')
+  return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+  """The overrides of each run."""
+  for seed in (0, 1):
+    for games in (100, 200, 400, 800):
+      yield {'bank.games': games, 'seed': seed}
+    for games in (240, 480):
+      yield {'stage2.games': games, 'seed': seed}
