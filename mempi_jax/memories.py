@@ -52,7 +52,7 @@ MEMORIES = (
 # Published ones that take a chat model for every episode, which rules cannot stand in for.
 NEED_A_CHAT_MODEL = ('reasoning_bank', 'awm')
 POLICIES = {'untrained': 'untrained', 'mempi_stage1': 'stage1', 'mempi': 'stage2', 'always': 'stage2', 'rag_abstain': 'rag_abstain'}
-FACTS, PLAYED = 'facts.jsonl', 'episodes.jsonl'
+FACTS, OPERATIONS, PLAYED = 'facts.jsonl', 'operations.jsonl', 'episodes.jsonl'
 
 
 def check_memories(config: FrozenConfigDict) -> None:
@@ -81,8 +81,9 @@ def prepare(world: World) -> None:
   """Makes what Mem0 and MemRL need in the working folder, where eval.memories names them; goes on where a killed run stopped."""
   if 'mem0' in world.config.eval.memories and files.read_done(world.workdir / 'mem0') is None:
     store = FactStore(world.config.baselines.mem0.encoder, world.config.baselines.mem0.shown)
-    write_facts(world.workdir / 'mem0', store, build_facts(_bank(world), store, _manager(world)))
-  if 'memrl' in world.config.eval.memories:
+    folder = world.workdir / 'mem0'
+    write_facts(folder, store, build_facts(_bank(world), store, _manager(world), folder / OPERATIONS))
+  if 'memrl' in world.config.eval.memories and files.read_done(world.workdir / 'memrl') is None:
     memory = _learned_memrl(world)
     files.mark_done(world.workdir / 'memrl', {'memories': len(memory.texts), 'mean_utility': float(np.mean(memory.utilities))})
 

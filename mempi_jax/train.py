@@ -39,7 +39,7 @@ from mempi_jax.losses.policy_gradient import (
   decision_regression_loss,
 )
 from mempi_jax.losses.sft import sft_loss
-from mempi_jax.memories import check_memories, fact_memory, make_rag, prepare, write_facts
+from mempi_jax.memories import OPERATIONS, check_memories, fact_memory, make_rag, prepare, write_facts
 from mempi_jax.memory.mem0 import build_facts
 from mempi_jax.memory.memory_r1 import PolicyManager, demonstrations
 from mempi_jax.memory.operations import FactStore, RuleManager
@@ -315,8 +315,7 @@ def train_memory_r1(world: World, entries: Sequence[BankEntry]) -> None:
     world, folder / 'grpo', 'manager GRPO', policy, source, improve, config.grpo, config.grpo.updates, inner_epochs=1, evaluate=nothing
   )
   managed, manager = empty(), PolicyManager(world.load_policy(folder / 'grpo' / 'policy', batch_size=1))
-  counts = build_facts(entries, managed, manager)
-  write_facts(folder, managed, counts | {'unreadable': manager.unreadable})
+  write_facts(folder, managed, build_facts(entries, managed, manager, folder / OPERATIONS))
 
 
 # The loop that both stages share.

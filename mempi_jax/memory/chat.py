@@ -25,36 +25,26 @@ SYSTEM = (
 
 
 class ChatManager:
-  """Asks a chat model.
-
-  Args:
-    complete: one call of the model.
-
-  `unreadable` counts answers that held no events; such a fact changes nothing.
-  """
+  """Asks a chat model; `complete` is one call of it. An answer that holds no events changes nothing."""
 
   def __init__(self, complete: Complete):
     self.complete = complete
-    self.unreadable = 0
 
   def manage(self, fact: str, memories: Sequence[str]) -> list[Event]:
     """The events of one call, in the model's order."""
     shown = '\n'.join(f'{i}: {_line(memory)}' for i, memory in enumerate(memories)) or '(none)'
-    events = parse_events(self.complete(SYSTEM, f'Memories:\n{shown}\n\nNew fact: {_line(fact)}'))
-    if events is None:
-      self.unreadable += 1
-    return events or []
+    return parse_events(self.complete(SYSTEM, f'Memories:\n{shown}\n\nNew fact: {_line(fact)}'))
 
 
-def parse_events(answer: str) -> list[Event] | None:
-  """The events of an answer, whatever stands around the JSON; None where there is no JSON object of that form."""
+def parse_events(answer: str) -> list[Event]:
+  """The events of an answer, whatever stands around the JSON; none where there is no JSON object of that form."""
   match = re.search(r'\{.*\}', answer, re.DOTALL)
   try:
     found = json.loads(match.group()) if match else None
   except ValueError:
-    return None
+    return []
   if not isinstance(found, dict) or not isinstance(found.get('events'), list):
-    return None
+    return []
   return [event for item in found['events'] if (event := _event(item)) is not None]
 
 

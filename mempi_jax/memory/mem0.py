@@ -6,11 +6,15 @@ Each fact of the bank is shown to the manager with the memories most like it (5 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from mempi_jax.experience.bank import BankEntry
-from mempi_jax.memory.operations import FactStore, Manager
+from mempi_jax.memory.operations import Event, FactStore, Manager, Operation
 from mempi_jax.memory.rag import query_text
+from mempi_jax.runtime import files
+from mempi_jax.runtime.metrics import progress
 from mempi_jax.types import Context, Episode, Guidance
 
 
@@ -45,10 +49,27 @@ class FactMemory:
     """Learns nothing at run time: its facts come from the bank, as every memory's."""
 
 
-def build_facts(entries: Iterable[BankEntry], store: FactStore, manager: Manager) -> dict[str, int]:
-  """Feeds a bank's guidance to the store, entry by entry; returns how often each operation was applied."""
-  counts: dict[str, int] = {}
-  for entry in entries:
-    for event in store.learn(entry.guidance, entry.sources, manager):
-      counts[event.operation.value] = counts.get(event.operation.value, 0) + 1
+def build_facts(entries: Sequence[BankEntry], store: FactStore, manager: Manager, path: Path) -> dict[str, int]:
+  """Feeds a bank's guidance to the store, entry by entry, and appends what the manager said of each to a JSONL log.
+
+  What the log holds is done again, and not asked again. Returns how often each operation was applied, and how many facts were `unreadable`:
+  the manager said nothing that could be read of them. Raises ValueError when the log is about other facts.
+  """
+  files.cut_half_line(path)
+  done = list(files.read_jsonl(path)) if path.exists() else []
+  if [record['fact'] for record in done] != [entry.guidance for entry in entries[: len(done)]]:
+    raise ValueError(f'{path} is about other facts than this bank holds; use another --workdir')
+  counts = {'unreadable': 0}
+  with files.JsonlLog(path) as log, progress(len(entries), path.parent.name, initial=len(done)) as bar:
+    for i, entry in enumerate(entries):
+      places = store.nearest(entry.guidance, store.shown)
+      if i < len(done):
+        events = [Event(Operation(event['operation']), event['text'], event['place']) for event in done[i]['events']]
+      else:
+        events = manager.manage(entry.guidance, [store.facts[place] for place in places])
+        log.append({'fact': entry.guidance, 'events': [dataclasses.asdict(event) for event in events]})
+        bar.update()
+      counts['unreadable'] += not events
+      for event in store.apply(events, places, entry.sources):
+        counts[event.operation.value] = counts.get(event.operation.value, 0) + 1
   return counts

@@ -23,20 +23,15 @@ _WRITTEN = re.compile(r'(?:(ADD) (.+)|(UPDATE) (\d) (.+)|(DELETE) (\d)|(NOOP))')
 
 
 class PolicyManager:
-  """Asks a trained manager, greedily.
-
-  `unreadable` counts completions that are no operation; such a fact changes nothing.
-  """
+  """Asks a trained manager, greedily. A completion that is no operation changes nothing."""
 
   def __init__(self, policy: GuidancePolicy):
-    self.policy, self.unreadable = policy, 0
+    self.policy = policy
 
   def manage(self, fact: str, memories: Sequence[str]) -> list[Event]:
     """At most one event."""
     ((guidance,),) = self.policy.contents([manager_context(fact, memories)], [0], branches=1, temperature=0.0)
-    events = read_operation(guidance.text)
-    self.unreadable += not events
-    return events
+    return read_operation(guidance.text)
 
 
 def manager_context(fact: str, memories: Sequence[str]) -> Context:

@@ -58,15 +58,15 @@ class FactStore:
     return [int(i) for i in np.argsort(-scores, kind='stable')[:count] if scores[i] >= least]
 
   def learn(self, fact: str, sources: tuple[str, ...], manager: Manager) -> list[Event]:
-    """Lets the manager decide what a fact does, and does it. An event whose place does not exist is left out, as one without text.
-
-    Returns the events that were applied.
-    """
+    """Lets the manager decide what a fact does, and does it. Returns the events that were applied."""
     places = self.nearest(fact, self.shown)
     return self.apply(manager.manage(fact, [self.facts[i] for i in places]), places, sources)
 
   def apply(self, events: Sequence[Event], places: Sequence[int], sources: tuple[str, ...]) -> list[Event]:
-    """Does what events say of the facts at `places`, and returns those that could be done."""
+    """Does what events say of the facts at `places`, and returns those that could be done.
+
+    An event whose place does not exist is left out, and one that would write an empty text.
+    """
     applied = [event for event in events if _is_whole(event, len(places))]
     gone = []
     for event in applied:

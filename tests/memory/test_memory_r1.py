@@ -71,12 +71,12 @@ class Policy:
     return [[Guidance(Decision.GENERATE, self.texts.pop(0)) for _ in range(branches)] for _ in contexts]
 
 
-def test_a_manager_that_writes_nonsense_is_counted():
+def test_a_manager_that_writes_nonsense_changes_nothing():
   manager = PolicyManager(Policy(['NOOP', 'mug mug mug', 'ADD the pen is usually in the drawer.']))
   store = FactStore('bag')
   for i in range(3):
     store.learn('the pen is usually in the drawer.', (f'e{i}',), manager)
-  assert (store.facts, manager.unreadable) == (['the pen is usually in the drawer.'], 1)
+  assert store.facts == ['the pen is usually in the drawer.']
 
 
 def test_the_reward_is_success_after_the_edit(dummy_model, tokenizer):
