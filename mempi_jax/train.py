@@ -224,11 +224,12 @@ def _reinforce(
   train_games = world.splits[TRAIN_SPLIT]
   runs = [world.tasks(train_games[: config.games], 'stage2', run) for run in range(config.abstain_outcomes)]
   check_training_isolation([task for run in runs for task in run], train_games, world.test_games)
-  source = RolloutSource(world.runner, make_tasks(runs), policy, config, seed=world.config.seed, folder=folder, retrieve=retrieve)
+  alone = world.workdir / 'stage2'  # episodes of the agent alone are the same for every policy: played once
+  source = RolloutSource(world.runner, make_tasks(runs), policy, config, seed=world.config.seed, folder=alone, retrieve=retrieve)
   print(f'policy: {policy.engine.describe()}')
   if world.config.compile_ahead:
     source.warm_up()
-  probes = make_probes(world, policy, folder)
+  probes = make_probes(world, policy, alone)
   num_steps = config.updates * (1 + config.replay)
 
   def loss(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
