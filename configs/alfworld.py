@@ -113,6 +113,7 @@ def get_config() -> ConfigDict:
   config.eval = ConfigDict()
   config.eval.memories = ('none', 'oracle', 'rag', 'mempi_stage1', 'mempi')
   config.eval.games = ConfigDict({'heldout_games': 400, 'heldout_goals': 200, 'long_horizon': 100})
+  config.eval.trained_in = ''  # working folder of another run, whose memories are evaluated here, with this run's agent; '': its own
   config.eval.threshold = 0.5  # τ
   config.eval.temperature = 0.0
   config.eval.difficulty_runs = 4

@@ -130,7 +130,7 @@ def matched_steps(world: World) -> int:
   cost = np.mean([g.read_tokens + g.written_tokens + (len(g.tokens) if g.decision is Decision.GENERATE else 0) for g in guidances])
   turns = [
     len(action_tokens(world.tokenizer, step.action)) + len(agent_turn(world.tokenizer, brought))
-    for episode in read_episodes(world.workdir / 'bank' / PLAYED)
+    for episode in read_episodes(world.trained / 'bank' / PLAYED)
     for step, brought in zip(episode.steps, [*(step.observation for step in episode.steps[1:]), episode.last_observation], strict=True)
   ]
   return math.ceil(cost / np.mean(turns))
@@ -152,7 +152,7 @@ def _held(memory: Memory) -> Sequence[Any] | None:
 
 def _make(name: str, world: World) -> Memory:
   config, baselines = world.config.eval, world.config.baselines
-  policy = lambda: world.load_policy(world.workdir / POLICIES[name] / 'policy')
+  policy = lambda: world.load_policy(world.trained / POLICIES[name] / 'policy')
   match name:
     case 'none':
       return NoMemory()
@@ -164,11 +164,11 @@ def _make(name: str, world: World) -> Memory:
       return make_rag(world)
     case 'mem0' | 'memory_r1':
       store = FactStore(baselines[name].encoder, baselines[name].shown)
-      store.restore(list(files.read_jsonl(world.workdir / name / FACTS)))
+      store.restore(list(files.read_jsonl(world.trained / name / FACTS)))
       return fact_memory(name, store, world)
     case 'memrl':
-      if files.read_done(world.workdir / 'memrl') is None:
-        raise FileNotFoundError(f'{world.workdir / "memrl"}: MemRL has not learned yet; train first')
+      if files.read_done(world.trained / 'memrl') is None:
+        raise FileNotFoundError(f'{world.trained / "memrl"}: MemRL has not learned yet; train first')
       return _learned_memrl(world)
     case 'rag_abstain':
       return RagAbstainMemory(policy(), make_rag(world), threshold=config.threshold)
@@ -193,7 +193,7 @@ def _learned_memrl(world: World) -> MemRlMemory:
   for epoch in range(epochs):
     tasks = world.tasks(games, 'memrl', epoch)
     batches += [tasks[start : start + size] for start in range(0, len(tasks), size)]
-  learn_online(memory, world.runner, batches, world.workdir / 'memrl' / PLAYED, seed=world.config.seed)
+  learn_online(memory, world.runner, batches, world.trained / 'memrl' / PLAYED, seed=world.config.seed)
   return memory
 
 
@@ -205,7 +205,7 @@ def _manager(world: World) -> Manager:
 
 
 def _bank(world: World) -> list[BankEntry]:
-  return read_bank(world.workdir / 'bank', {game.game_id for game in world.test_games})
+  return read_bank(world.trained / 'bank', {game.game_id for game in world.test_games})
 
 
 def _tokenize(world: World) -> Callable[[str], tuple[int, ...]]:

@@ -69,6 +69,11 @@ class World:
     return functools.partial(shard_state, make_mesh(fsdp)) if fsdp > 1 else None
 
   @property
+  def trained(self) -> Path:
+    """The working folder whose bank, policies and other memories are evaluated: this run's, or that of another one."""
+    return Path(self.config.eval.trained_in) if self.config.eval.trained_in else self.workdir
+
+  @property
   def test_games(self) -> list[Game]:
     """The games of every split but train: what no experience may come from."""
     return [game for split, games in self.splits.items() if split != TRAIN_SPLIT for game in games]

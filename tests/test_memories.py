@@ -83,6 +83,19 @@ def test_an_evaluation_goes_on_with_what_its_memories_had_learned(finished, tmp_
   assert path.read_bytes() == whole
 
 
+def test_another_agent_is_helped_by_memories_that_it_never_trained(finished, tmp_path):
+  """The memories of a finished run, in a folder of its own, before an agent that samples differently."""
+  memories = ('none', 'rag', 'mempi')
+  fields = SETTINGS | {'eval__memories': str(memories), 'eval__trained_in': str(finished), 'agent__temperature': 1.0}
+  evaluate_lib.main(arguments(tmp_path, **fields))
+  assert not (tmp_path / 'stage2').exists() and not (tmp_path / 'bank').exists()
+  here, there = ({(r['memory'], r['task_id']): r for r in files.read_jsonl(f / 'eval' / 'episodes.jsonl')} for f in (tmp_path, finished))
+  assert {memory for memory, _ in here} == set(memories)
+  for key, record in here.items():
+    assert (record['guidance'], record['p_generate']) == (there[key]['guidance'], there[key]['p_generate'])
+  assert any(record['steps'] != there[key]['steps'] for key, record in here.items())
+
+
 @pytest.mark.parametrize(
   ('memory', 'message'),
   [
