@@ -4,6 +4,10 @@
 
 trains what is missing, evaluates, and pools the six runs into WORKDIR/pooled/. Needs the extra `embeddings`. The baselines' settings are the
 best of configs/tune_baselines.py.
+
+Commit 33ab30f, 50 minutes on two cores from nothing, 2,400 held-out games: agent alone 0.423, with more steps 0.521, oracle 0.840, RAG 0.605,
+Mem0 0.480, Memory-R1 0.456, MemRL 0.638, RAG with learned abstention 0.599, untrained 0.292, stage 1 0.672, Mem-π that always speaks 0.693,
+Mem-π 0.672 with 64% of the tokens.
 """
 
 from collections.abc import Iterator
