@@ -24,33 +24,43 @@ import json
 import shutil
 import struct
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import markupsafe
 
-from mempi_jax.evals import abstention, plots, stats, success, tables
-from mempi_jax.evals.success import Record
+from mempi_jax.evals import abstention, calibration, cost, plots, stats, success, tables
+from mempi_jax.evals.success import EpisodesError, Record
 from mempi_jax.evals.tables import Table, plain
 from mempi_jax.runtime import files
 from mempi_jax.runtime.manifest import ManifestError
 from mempi_jax.runtime.metrics import read_metrics
 from mempi_jax.types import Status
 
+Drawing = tuple[Any, ...]  # a function of plots.py, and its arguments
+
 MARGIN = 0.03  # of non-inferiority: a loss that would be too much for the guidance saved
 MAIN_SPLIT = 'heldout_games'
 LEARNED = ('mempi', 'mempi_stage1')
+DECISION = ('mempi', 'always', 'none')  # the memories whose episodes say what the decision is worth, and what guidance costs
 STAGES = (('stage 1 (SFT)', 'stage1'), ('stage 2 (RL)', 'stage2'))
 
-TABLES = ('success', 'cells', 'comparisons', 'runs', 'abstention', 'effects', 'wall_time', 'manifest')
+TABLES = (
+  'success', 'cells', 'comparisons', 'runs', 'abstention', 'effects', 'calibration', 'reliability', 'coverage', 'routing', 'costs',
+  'thresholds', 'wall_time', 'manifest',
+)  # fmt: skip
 # Figures of the page, in their order: what each shows.
 FIGURES = {
   'success': 'success of every memory on every split',
   'tokens': 'success against guidance tokens',
   'differences': 'paired differences',
   'abstention': 'abstention against difficulty',
+  'dynamics': 'P(GENERATE) of easy and of hard contexts in stage 2',
+  'reliability': 'P(GENERATE) against what guiding did',
+  'risk_coverage': 'success against the share of contexts that is guided',
+  'cost': 'success against all tokens, over the threshold τ and of every memory',
   'training_stage1': 'training curves of stage 1 (SFT)',
   'training_stage2': 'training curves of stage 2 (RL)',
 }
@@ -59,6 +69,7 @@ _EXAMPLES_A_KIND = 2
 _LONGEST_TEXT = 4000  # characters of one text in the page; longer ones are cut there, and say so
 _IN_MARKDOWN = ('success', 'comparisons', 'runs')
 _OF_ONE_RUN = ('household', 'seed', 'games')  # fields of a manifest
+_PROBES = {'probe/p_generate_easy', 'probe/p_generate_hard'}
 _NO_POLICY = ('none', 'token_matched', 'oracle')  # whose decisions say nothing about a policy
 
 
@@ -86,7 +97,7 @@ def write_report(workdir: str | Path) -> Path:
   comparisons = results.get('comparisons') or success.compare(episodes, success.present_pairs(episodes))
   manifest = _read_json(workdir / 'manifest.json') or results.get('manifest') or {}
   replay = _read_json(workdir / 'real_engine_replay.json') or results.get('real_engine_replay')
-  page = _evaluation(rows, comparisons, episodes, base_runs)
+  page = _evaluation(rows, comparisons, episodes, base_runs, _threshold(manifest))
   page |= {
     'title': 'Mem-π: when to speak, and what to say',
     'subtitle': _subtitle(rows, manifest),
@@ -115,7 +126,8 @@ def write_pooled_report(workdirs: Sequence[str | Path], out: str | Path) -> Path
   runs = [success.run_of(workdir) for workdir in workdirs]
   episodes, base_runs = success.pool(runs), success.pool_base_runs(runs)
   rows, comparisons = success.summarise(episodes), success.compare(episodes, success.present_pairs(episodes))
-  page = _evaluation(rows, comparisons, episodes, base_runs)
+  manifest = files.read_json(runs[0][2] / 'manifest.json')
+  page = _evaluation(rows, comparisons, episodes, base_runs, _threshold(manifest))
   households = len({household for household, _, _ in runs})
   run_rows = _run_rows(runs, episodes)
   page |= {
@@ -123,13 +135,21 @@ def write_pooled_report(workdirs: Sequence[str | Path], out: str | Path) -> Path
     'subtitle': _subtitle(rows, {}),
   }
   page['tables']['runs'] = tables.runs_table(run_rows, page['memories'], MAIN_SPLIT)
-  shared = {name: value for name, value in files.read_json(runs[0][2] / 'manifest.json').items() if name not in _OF_ONE_RUN}
+  shared = {name: value for name, value in manifest.items() if name not in _OF_ONE_RUN}
   page['tables']['manifest'] = tables.manifest_table(_flatten(shared))
-  path = _write_page(out, page, _drawings(page), more_files=[(['table.md'], 'tables in Markdown'), (['results.json'], 'all numbers')])
+  drawings = _drawings(page)
+  curves = [read_metrics(workdir / 'stage2') for _, _, workdir in runs]
+  if probed := [records for records in curves if any(record.keys() >= _PROBES for record in records)]:
+    drawings['dynamics'] = (plots.dynamics, probed)
+  path = _write_page(out, page, drawings, more_files=[(['table.md'], 'tables in Markdown'), (['results.json'], 'all numbers')])
   files.write_text(out / 'table.md', markdown(page))
   pooled = {'rows': rows, 'comparisons': comparisons, 'runs': run_rows}
   if 'mempi' in page['abstention']:
     pooled['abstention_by_difficulty'] = abstention.by_difficulty(episodes, base_runs)
+  if page['trust'].get('found'):
+    pooled['calibration'] = page['trust']['found']
+  if page['cost'].get('points'):
+    pooled['cost_curve'] = page['cost']['points']
   files.write_json(out / 'results.json', pooled)
   return path
 
@@ -155,7 +175,7 @@ def headlines(
     sentences.append(f'Against RAG over the same bank, {_percent(cells["rag"])}: ' + _verdict(pairs[memory, 'rag']))
   if (memory, 'mempi_stage1') in pairs:
     before, pair = cells['mempi_stage1'], pairs[memory, 'mempi_stage1']
-    share = f', {mine["guidance_tokens"] / before["guidance_tokens"]:.0%} of stage 1\'s' if before['guidance_tokens'] else ''
+    share = f", {mine['guidance_tokens'] / before['guidance_tokens']:.0%} of stage 1's" if before['guidance_tokens'] else ''
     if stats.is_non_inferior(pair['ci95'], MARGIN):
       bound = f'a loss of {100 * MARGIN:.0f} points or more is excluded.'
     else:
@@ -177,9 +197,10 @@ def headlines(
 
 
 def markdown(page: Mapping[str, Any]) -> str:
-  """The tables of a pooled page as Markdown: success and cost, comparisons, runs."""
+  """The tables of a pooled page as Markdown: success and cost, comparisons, runs; then what the decision is worth, in sentences."""
   parts = [f'{tables.to_markdown(table)}\n{table.caption}\n' for name, table in page['tables'].items() if name in _IN_MARKDOWN]
-  return '\n'.join(parts + [f'{sentence}\n' for sentence in page['gap_sentences']])
+  sentences = [*page['gap_sentences'], *page['trust'].get('sentences', []), *page['cost'].get('sentences', [])]
+  return '\n'.join(parts + [f'{sentence}\n' for sentence in sentences])
 
 
 def gap_sentences(gaps: Mapping[str, stats.Estimate], growth: stats.Estimate | None) -> list[str]:
@@ -191,13 +212,55 @@ def gap_sentences(gaps: Mapping[str, stats.Estimate], growth: stats.Estimate | N
   return sentences + ([] if growth is None else [f'Growth of that gap since stage 1: {interval(growth)}.'])
 
 
+def trust_sentences(found: Record) -> list[str]:
+  """What the decision is worth. `found` as `calibration.summarise` returns it."""
+  coverage, routing = found['coverage'], found['routing']
+  errors = {
+    '': 'ECE of P(GENERATE) as the probability that guiding helps',
+    '_decisive': 'Over the contexts where guidance made a difference',
+  }
+  sentences = [
+    f'{what}: {found[f"ece{suffix}"]:.3f}, where a perfectly calibrated policy would have {found[f"ece_if_calibrated{suffix}"]:.3f}.'
+    for suffix, what in errors.items()
+    if found[f'ece{suffix}'] is not None
+  ]
+  share = coverage['share_of_oracle']
+  sentences.append(
+    f'Guiding where P(GENERATE) is highest instead of at random: {_points_of(coverage, "advantage")} of success, as a mean over all budgets'
+    + ('.' if share is None else f'; {share:.0%} of what oracle routing gains.').replace('-', '−')
+  )
+  sentences.append(
+    f'Its own decisions reach {100 * routing["success"]:.1f}%. '
+    f'Speaking where silence would have won costs {_points_of(routing, "cost_spoke", sign=False)}, '
+    f'silence where guidance would have won {_points_of(routing, "cost_silent", sign=False)}; '
+    f'without both it would be oracle routing, {100 * routing["oracle"]:.1f}%.'
+  )
+  return sentences
+
+
+def cost_sentences(points: Sequence[Record], threshold: float | None) -> list[str]:
+  """What the run's threshold costs, and what it buys; empty where it is not known. `points` as `cost.rows_of` returns them."""
+  own = next((point for point in points if threshold is not None and point['threshold'] == threshold), None)
+  if own is None:
+    return []
+  return [
+    f'At its threshold, τ = {tables.threshold_text(threshold)}, Mem-π abstains in {own["abstain_rate"]:.0%} of the episodes and takes '
+    f'{own["cost"]:.1f} tokens an episode, {own["read_tokens"]:.1f} of them read to decide.',
+    f'Success against the agent alone: {_points_of(own, "over_alone")}; against speaking everywhere: {_points_of(own, "over_always")}.',
+  ]
+
+
 # The parts of a page.
 
 
 def _evaluation(
-  rows: Sequence[Record], comparisons: Sequence[Record], episodes: Sequence[Record], base_runs: Sequence[Record]
+  rows: Sequence[Record],
+  comparisons: Sequence[Record],
+  episodes: Sequence[Record],
+  base_runs: Sequence[Record],
+  threshold: float | None,
 ) -> dict[str, Any]:
-  """Everything on a page that comes from an evaluation; what cannot be computed yet is empty."""
+  """Everything on a page that comes from an evaluation; what cannot be computed yet is empty. `threshold` is the run's τ, if known."""
   learned = [memory for memory in LEARNED if any(e['memory'] == memory and e['split'] == MAIN_SPLIT for e in episodes)]
   has_none = any(e['memory'] == 'none' and e['split'] == MAIN_SPLIT for e in episodes)
   fifths = learned if any(run['split'] == MAIN_SPLIT for run in base_runs) else []
@@ -216,8 +279,12 @@ def _evaluation(
     shown['abstention'] = tables.abstention_table(details)
   if routing:
     shown['effects'] = tables.effects_table(routing)
+  trust, spent = _trust(episodes), _cost(rows, episodes, threshold)
+  shown |= trust.pop('tables', {}) | spent.pop('tables', {})
   return {
     'tables': shown,
+    'trust': trust,
+    'cost': spent,
     'rows': rows,
     'comparisons': comparisons,
     'memories': success.memories_of(rows),
@@ -238,6 +305,84 @@ def _evaluation(
     'curves': [],
     'replay': None,
   }
+
+
+def _trust(episodes: Sequence[Record]) -> dict[str, Any]:
+  """What the decision is worth: {tables, found, curves, one_seed, sentences}, or {reason} where it cannot be computed, or nothing."""
+  if not _has_decision(episodes):
+    return {}
+  try:
+    contexts = calibration.contexts_of(episodes, split=MAIN_SPLIT)
+  except EpisodesError as error:
+    return {'reason': str(error)}
+  found = calibration.summarise(contexts)
+  makers = (tables.calibration_table, tables.reliability_table, tables.coverage_table, tables.routing_table)
+  return {
+    'reason': '',
+    'tables': {table.name: table for table in (make(found) for make in makers)},
+    'found': found,
+    'curves': calibration.risk_coverage(contexts),
+    'one_seed': bool(contexts.seeds.max() == 1),
+    'sentences': trust_sentences(found),
+  }
+
+
+def _cost(rows: Sequence[Record], episodes: Sequence[Record], threshold: float | None) -> dict[str, Any]:
+  """What guidance costs: {tables, points, memories, threshold, unknown, sentences}, or {reason}, or nothing.
+
+  Thresholds that decide as the run's own does give way to it.
+  """
+  if not _has_decision(episodes):
+    return {}
+  try:
+    choices = cost.choices_of(episodes, split=MAIN_SPLIT)
+  except EpisodesError as error:
+    return {'reason': str(error)}
+  thresholds = cost.thresholds_of(choices)
+  if threshold is not None:
+    speaking = lambda value: int((choices.p_generate >= value).sum())
+    thresholds = [value for value in thresholds if speaking(value) != speaking(threshold)] + [threshold]
+  points = cost.rows_of(cost.curve(choices, thresholds))
+  memories, unknown = _cost_rows(rows, episodes)
+  return {
+    'reason': '',
+    'tables': {'costs': tables.costs_table(memories), 'thresholds': tables.thresholds_table(points, threshold)},
+    'points': points,
+    'memories': memories,
+    'threshold': threshold,
+    'unknown': unknown,
+    'sentences': cost_sentences(points, threshold),
+  }
+
+
+def _cost_rows(rows: Sequence[Record], episodes: Sequence[Record]) -> tuple[list[Record], list[str]]:
+  """A row for each memory of the main split, with its tokens (see tables.costs_table); and the memories whose tokens are not recorded."""
+  found, unknown = [], []
+  for row in rows:
+    if row['split'] != MAIN_SPLIT:
+      continue
+    mine = [e for e in episodes if (e['memory'], e['split']) == (row['memory'], MAIN_SPLIT) and e['status'] != 'env_error']
+    if not mine or any(not isinstance(e.get(field), int) for e in mine for field in ('read_tokens', 'written_tokens')):
+      unknown.append(row['memory'])
+      continue
+    sums = {
+      'inserted_tokens': sum(e['guidance_tokens'] for e in mine if e['decision'] == '[GENERATE]'),
+      'read_tokens': sum(e['read_tokens'] for e in mine),
+      'written_tokens': sum(e['written_tokens'] for e in mine),
+    }
+    tokens = {name: round(total / len(mine), 6) for name, total in sums.items()}
+    found.append({name: row[name] for name in ('memory', 'n', 'success_rate', 'ci95')} | tokens | {'cost': round(sum(tokens.values()), 6)})
+  return found, unknown
+
+
+def _has_decision(episodes: Sequence[Record]) -> bool:
+  return set(DECISION) <= {episode['memory'] for episode in episodes if episode['split'] == MAIN_SPLIT}
+
+
+def _threshold(manifest: Mapping[str, Any]) -> float | None:
+  """The τ of a run: P(GENERATE) from which on Mem-π speaks; None where the manifest does not say."""
+  value = (manifest.get('sampler') or {}).get('threshold')
+  return float(value) if isinstance(value, (int, float)) else None
 
 
 def _examples(episodes: Sequence[Record], memory: str) -> list[dict[str, Any]]:
@@ -283,22 +428,27 @@ def _run_rows(runs: Sequence[tuple[str, int, Path]], episodes: Sequence[Record])
   return table
 
 
-def _drawings(page: Mapping[str, Any]) -> dict[str, tuple[Callable[..., Any], Any]]:
+def _drawings(page: Mapping[str, Any]) -> dict[str, Drawing]:
   """Figure name -> what draws it, and from what."""
-  drawings: dict[str, tuple[Callable[..., Any], Any]] = {}
+  drawings: dict[str, Drawing] = {}
   if page['rows']:
     drawings |= {'success': (plots.success, page['rows']), 'tokens': (plots.tokens, page['rows'])}
   if page['comparisons']:
     drawings['differences'] = (plots.differences, page['comparisons'])
   if page['abstention']:
     drawings['abstention'] = (plots.abstention, page['abstention'])
+  if found := page['trust'].get('found'):
+    drawings['reliability'] = (plots.reliability, found)
+    drawings['risk_coverage'] = (plots.risk_coverage, page['trust']['curves'], found['routing'])
+  if points := page['cost'].get('points'):
+    drawings['cost'] = (plots.cost, points, page['cost']['memories'], page['cost']['threshold'])
   return drawings
 
 
 def _write_page(
   folder: Path,
   page: dict[str, Any],
-  drawings: Mapping[str, tuple[Callable[..., Any], Any]],
+  drawings: Mapping[str, Drawing],
   more_files: Sequence[tuple[Sequence[str], str]] = (),
 ) -> Path:
   """Writes tables and figures as files, and then the page that holds them."""
@@ -308,8 +458,8 @@ def _write_page(
     files.write_text(folder / f'table_{name}.tex', tables.to_latex(table))
     listed.append(([f'table_{name}.csv', f'table_{name}.tex'], table.caption))
   pictures = {}
-  for name, (figure, data) in drawings.items():
-    images = plots.draw(figure, data)
+  for name in (name for name in FIGURES if name in drawings):
+    images = plots.draw(*drawings[name])
     for kind, image in images.items():
       files.write_bytes(folder / f'{name}_{kind}', image)
     listed.append(([f'{name}_{kind}' for kind in images], f'Figure: {FIGURES[name]}.'))
@@ -330,6 +480,7 @@ def _write_page(
     split_label=plots.split_label,
     colour=plots.colour,
     marker_path=plots.marker_path,
+    wide=tables.WIDE,
   )
   path = folder / 'index.html'
   files.write_text(path, html)
@@ -549,6 +700,12 @@ def _points(difference: Record | stats.Estimate) -> str:
   else:
     value, (low, high) = difference['diff'], difference['ci95']
   return f'{tables.signed(100 * value, 1)} points [{tables.signed(100 * low, 1)}, {tables.signed(100 * high, 1)}]'
+
+
+def _points_of(found: Record, name: str, sign: bool = True) -> str:
+  """A field of a record and its interval `..._ci95`, in points."""
+  show = (lambda value: tables.signed(100 * value, 1)) if sign else (lambda value: f'{100 * value:.1f}')
+  return f'{show(found[name])} points [{show(found[f"{name}_ci95"][0])}, {show(found[f"{name}_ci95"][1])}]'
 
 
 def _percent(row: Record) -> str:

@@ -50,7 +50,7 @@ LABELS = {
   'none': 'agent alone',
   'token_matched': 'agent alone, more steps',
   'oracle': 'oracle (upper bound)',
-  'rag': 'RAG, k = 1',
+  'rag': 'RAG',
   'mem0': 'Mem0',
   'memory_r1': 'Memory-R1',
   'memrl': 'MemRL',
@@ -89,6 +89,13 @@ _MOST_PANELS = 30
 def label(memory: str) -> str:
   """A memory's name for readers."""
   return LABELS.get(memory, memory)
+
+
+def short_label(memory: str) -> str:
+  """A memory's name where there is little room."""
+  short = {'none': 'alone', 'oracle': 'oracle', 'token_matched': 'more steps', 'rag_abstain': 'RAG, abstaining'}
+  short |= {'untrained': 'untrained', 'always': 'always', 'mempi_stage1': 'stage 1'}
+  return short.get(memory, label(memory))
 
 
 def split_label(split: str) -> str:
@@ -164,7 +171,7 @@ def differences(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
       _point(axes, row['a'], row['diff'], y, x_interval=row['ci95'])
       axes.text(right + 0.015 * (right - left), y, f'{row["diff"]:+.2f}'.replace('-', '−'), va='center', ha='left', fontsize=10)
       ticks.append(y)
-      names.append(f'{_short(row["a"])} − {_short(row["b"])}')
+      names.append(f'{short_label(row["a"])} − {short_label(row["b"])}')
       y += 1.0
     y += 0.35
   axes.axvline(0.0, color=_ink('quiet'), lw=1.2)
@@ -184,8 +191,9 @@ def tokens(rows: Sequence[Mapping[str, Any]]) -> Figure:
   panels = figure.subplots(1, len(splits), sharex=True, sharey=True, squeeze=False)[0]
   widest = max(row['guidance_tokens'] for row in rows)
   for axes, split in zip(panels, splits):
-    for row in (row for row in rows if row['split'] == split):
-      _point(axes, row['memory'], row['guidance_tokens'], row['success_rate'], y_interval=row['ci95'])
+    group = [row for row in rows if row['split'] == split]
+    for row, shift in zip(group, _side_by_side([row['guidance_tokens'] for row in group], 0.035 * max(widest, 1.0))):
+      _point(axes, row['memory'], row['guidance_tokens'] + shift, row['success_rate'], y_interval=row['ci95'])
     axes.set_title(split_label(split), loc='left')
     axes.set_xlim(-0.08 * max(widest, 1.0), 1.12 * max(widest, 1.0))
   panels[0].set_ylabel('success rate')
@@ -216,6 +224,149 @@ def abstention(details: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
   axes.set_xlabel('fifth of the held-out games, by difficulty')
   axes.set_ylabel('share of episodes')
   figure.legend(loc='outside upper center', ncols=2, frameon=False, fontsize=10)
+  return figure
+
+
+def dynamics(runs: Sequence[Sequence[Mapping[str, float]]]) -> Figure:
+  """P(GENERATE) of the probe's easy and hard contexts over the updates of stage 2: a thin line a run, and their mean.
+
+  `runs` are the lines of each run's metrics.jsonl; runs without probes are left out.
+  """
+  figure = _figure(7.2, 3.4)
+  axes = figure.add_subplot()
+  for name, line_colour, marker in (('easy', _LINES[0], 'o'), ('hard', _LINES[1], 's')):
+    field = f'probe/p_generate_{name}'
+    curves = [{record['step']: record[field] for record in run if field in record} for run in runs]
+    curves = [curve for curve in curves if curve]
+    if len(curves) > 1:
+      for curve in curves:
+        axes.plot(*zip(*sorted(curve.items())), color=line_colour, lw=0.9, alpha=0.45)
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    mean = [np.mean([curve[step] for curve in curves]) for step in steps]
+    of = f', mean of {len(curves)} runs' if len(curves) > 1 else ''
+    axes.plot(steps, mean, color=line_colour, marker=marker, ms=6, lw=2.2, label=f'{name} contexts{of}')
+  axes.set_ylim(-0.04, 1.04)
+  axes.set_xlabel('update of stage 2')
+  axes.set_ylabel('mean P(GENERATE)')
+  figure.legend(loc='outside upper center', ncols=2, frameon=False, fontsize=10)
+  return figure
+
+
+def reliability(found: Mapping[str, Any]) -> Figure:
+  """P(GENERATE) against what guiding did, in bins: the share of the contexts that it helped, the mean benefit, and how many there are.
+
+  `found` as calibration.summarise returns it.
+  """
+  figure = _figure(7.2, 7.0)
+  helped, benefit, counts = figure.subplots(3, 1, sharex=True, height_ratios=(5, 3, 1.6))
+  parts = (('', 'all contexts', colour('mempi'), 'P', -0.006), ('_decisive', 'where guidance made a difference', _LINES[1], 'D', 0.006))
+  helped.plot([0.0, 1.0], [0.0, 1.0], color=_ink('quiet'), lw=1.2, ls='--', zorder=2, label='perfectly calibrated')
+  benefit.axhline(0.0, color=_ink('quiet'), lw=1.2, zorder=2)
+  for suffix, name, part_colour, marker, shift in parts:
+    bins = found[f'bins{suffix}']
+    if not bins:
+      continue
+    error, chance = found[f'ece{suffix}'], found[f'ece_if_calibrated{suffix}']
+    style = {'color': part_colour, 'marker': marker, 'ms': 8, 'lw': 0, 'elinewidth': 2.0, 'capsize': 3, 'zorder': 3}
+    for axes, field in ((helped, 'helped'), (benefit, 'benefit')):
+      if axes is benefit and suffix:
+        continue  # the contexts that it leaves out have a benefit of 0: the sign is the same
+      x, y = ([part[key] for part in bins] for key in ('p_generate', field))
+      errors = np.abs(np.array([part[f'{field}_ci95'] for part in bins]).T - y)
+      axes.errorbar(np.add(x, shift), y, errors, label=f'{name}: ECE {error:.3f} ({chance:.3f} if calibrated)', **style)
+    widths = [(part['high'] - part['low']) * (0.45 if suffix else 0.9) for part in bins]
+    counts.bar(
+      [(part['low'] + part['high']) / 2 for part in bins], [part['contexts'] for part in bins], widths, color=part_colour, zorder=3
+    )
+  most = max(part['contexts'] for part in found['bins'])
+  for part in found['bins']:
+    counts.text(
+      (part['low'] + part['high']) / 2, part['contexts'] + 0.06 * most, str(part['contexts']), ha='center', va='bottom', fontsize=9
+    )
+  helped.set_ylim(-0.04, 1.04)
+  helped.set_ylabel('share that guiding helped')
+  benefit.set_ylabel('mean benefit')
+  counts.set_ylim(0.0, 1.5 * most)
+  counts.set_yticks([])
+  counts.grid(visible=False)
+  counts.set_ylabel('contexts')
+  counts.set_xlim(0.0, 1.0)
+  counts.set_xticks(np.linspace(0.0, 1.0, 11))
+  counts.set_xlabel('P(GENERATE), in bins of a tenth')
+  figure.align_ylabels()
+  figure.legend(*helped.get_legend_handles_labels(), loc='outside upper center', ncols=1, frameon=False, fontsize=10)
+  return figure
+
+
+def risk_coverage(curves: Any, routing: Mapping[str, Any]) -> Figure:
+  """Success against the share of contexts that is guided: by P(GENERATE), at random, and as an oracle would.
+
+  `curves` is a calibration.RiskCoverage; `routing`, as calibration.summarise returns it, says where the memory's own decisions are.
+  """
+  figure = _figure(7.2, 4.4)
+  axes = figure.add_subplot()
+  axes.plot(curves.coverage, curves.oracle, color=_ink('ink'), lw=1.8, ls=':', label='oracle routing (upper bound)')
+  axes.plot(curves.coverage, curves.routed, color=colour('mempi'), lw=2.4, label='highest P(GENERATE) first')
+  axes.plot(curves.coverage[[0, -1]], curves.random[[0, -1]], color=_ink('quiet'), lw=1.6, ls='--', label='at random')
+  axes.fill_between(curves.coverage, curves.random, curves.routed, color=colour('mempi'), alpha=0.16, lw=0)
+  _point(axes, 'none', 0.0, curves.routed[0])
+  _point(axes, 'always', 1.0, curves.routed[-1])
+  _point(axes, 'mempi', routing['spoke'], routing['success'], y_interval=routing['success_ci95'])
+  axes.set_xlim(-0.03, 1.03)
+  axes.set_xlabel('share of the contexts that is guided')
+  axes.set_ylabel('success rate')
+  handles, _ = axes.get_legend_handles_labels()
+  points = _handles(('none', 'always', 'mempi'))
+  points[-1].set_label('Mem-π, its own decisions')
+  # By column: curves, then points.
+  figure.legend(handles=[*handles, *points], loc='outside upper center', ncols=2, frameon=False, fontsize=10)
+  return figure
+
+
+def cost(points: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], chosen: float | None) -> Figure:
+  """Success against all tokens: above every memory, beside the curve over τ; below the curve alone, with its Pareto set and the run's τ.
+
+  `points` as cost.rows_of returns them, `rows` as tables.costs_table takes them.
+  """
+  memories = [row['memory'] for row in rows]
+  figure = _figure(7.2, 6.9 + 0.22 * math.ceil((len(memories) + 2) / 3))
+  whole, near = figure.subplots(2, 1)
+  moved = [point for point in points if point['threshold'] is not None]
+  line = sorted(moved, key=lambda point: point['cost'])
+  x, y = ([point[field] for point in line] for field in ('cost', 'success_rate'))
+  low, high = np.array([point['success_rate_ci95'] for point in line]).T
+  for axes in (whole, near):
+    axes.plot(x, y, color=colour('mempi'), lw=1.8, zorder=2)
+    axes.set_ylabel('success rate')
+  widest = max(1.0, *x, *(row['cost'] for row in rows))
+  for row, shift in zip(rows, _side_by_side([row['cost'] for row in rows], 0.016 * widest)):
+    _point(whole, row['memory'], row['cost'] + shift, row['success_rate'], y_interval=row['ci95'])
+  near.fill_between(x, low, high, color=colour('mempi'), alpha=0.14, lw=0)
+  near.plot(x, y, color=colour('mempi'), lw=0, marker='.', ms=8, zorder=2)
+  best = [[point[field] for point in line if point['pareto']] for field in ('cost', 'success_rate')]
+  near.plot(*best, lw=0, marker='o', ms=13, mfc='none', mec=_ink('ink'), mew=1.1, zorder=4)
+  own = next((point for point in line if point['threshold'] == chosen), None)
+  if own:
+    _point(near, 'mempi', own['cost'], own['success_rate'], y_interval=own['success_rate_ci95'])
+  # Names of a few thresholds: the ends of the curve and some between above it, the run's own below.
+  named = {round(place) for place in np.linspace(0, len(line) - 1, min(7, len(line)))}
+  for place, point in enumerate(line):
+    text = _threshold(point['threshold'])
+    style = {'textcoords': 'offset points', 'zorder': 5}
+    if point is own:
+      near.annotate(text, (point['cost'], point['success_rate_ci95'][0]), (0, -15), fontsize=10, weight='bold', ha='center', **style)
+    elif place in named:
+      near.annotate(text, (point['cost'], point['success_rate']), (-5, 8), fontsize=9, ha='right', **style)
+  whole.set_title('every memory', loc='left')
+  near.set_title('Mem-π as τ moves', loc='left')
+  whole.set_xlim(-0.05 * widest, 1.06 * widest)
+  near.margins(x=0.09, y=0.14)
+  near.set_xlabel('tokens per episode: inserted + read + written')
+  curve = Line2D([], [], color=colour('mempi'), lw=1.8, label='Mem-π over τ')
+  ring = Line2D([], [], lw=0, marker='o', ms=12, mfc='none', mec=_ink('ink'), mew=1.2, label='Pareto set (below)')
+  figure.legend(
+    handles=[*_handles(memories), curve, ring], loc='outside upper center', ncols=3, frameon=False, fontsize=10, handletextpad=0.4
+  )
   return figure
 
 
@@ -351,8 +502,29 @@ def _point(axes: Any, memory: str, x: float, y: float, *, x_interval: Any = None
   )
 
 
-def _legend(figure: Figure, memories: Sequence[str]) -> None:
-  handles = [
+def _side_by_side(values: Sequence[float], step: float) -> list[float]:
+  """What to add to each value so that those that are all but equal stand side by side, `step` apart."""
+  order, groups = sorted(range(len(values)), key=lambda i: values[i]), []
+  for i in order:
+    if groups and values[i] - values[groups[-1][-1]] < 0.5 * step:
+      groups[-1].append(i)
+    else:
+      groups.append([i])
+  shifts = [0.0] * len(values)
+  for group in groups:
+    for place, i in enumerate(sorted(group)):
+      shifts[i] = (place - (len(group) - 1) / 2) * step
+  return shifts
+
+
+def _threshold(threshold: float) -> str:
+  digits = 2 if 0.01 <= threshold < 0.99 else 4  # more where they crowd
+  return 'τ > 1' if threshold > 1.0 else 'τ = 0' if threshold == 0.0 else f'τ = {threshold:.{digits}f}'
+
+
+def _handles(memories: Sequence[str]) -> list[Line2D]:
+  """Entries of a legend, one a memory."""
+  return [
     Line2D(
       [],
       [],
@@ -365,13 +537,10 @@ def _legend(figure: Figure, memories: Sequence[str]) -> None:
     )
     for memory in memories
   ]
-  figure.legend(handles=handles, loc='outside upper center', ncols=3, frameon=False, fontsize=10, handletextpad=0.2)
 
 
-def _short(memory: str) -> str:
-  short = {'oracle': 'oracle', 'rag': 'RAG', 'none': 'alone', 'token_matched': 'more steps', 'rag_abstain': 'RAG, abstaining'}
-  short |= {'untrained': 'untrained', 'always': 'always', 'mempi_stage1': 'stage 1'}
-  return short.get(memory, label(memory))
+def _legend(figure: Figure, memories: Sequence[str]) -> None:
+  figure.legend(handles=_handles(memories), loc='outside upper center', ncols=3, frameon=False, fontsize=10, handletextpad=0.2)
 
 
 def _common_words(a: str, b: str) -> str:

@@ -13,9 +13,10 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mempi_jax.evals.plots import label, split_label
+from mempi_jax.evals.plots import label, short_label, split_label
 from mempi_jax.evals.success import Record, memories_of, splits_of
 
+WIDE = 10  # more columns than this are set in smaller type
 _NOTHING = '–'  # where there is no value
 
 
@@ -100,13 +101,12 @@ def comparisons_table(comparisons: Sequence[Record]) -> Table:
   has_holm = any('holm_p' in row for row in comparisons)
   body = []
   for row in comparisons:
-    low, high = row['ci95']
     effect = row['minimum_detectable_effect']
     body.append(
       (
         Cell(split_label(row['split'])),
         Cell(f'{label(row["a"])} − {label(row["b"])}'),
-        Cell(signed(row['diff']), f'[{signed(low)}, {signed(high)}]', 'good' if low > 0 else 'bad' if high < 0 else ''),
+        _difference(row['diff'], row['ci95']),
         Cell(p_value(row['mcnemar_p'])),
         *([Cell(_NOTHING if row.get('holm_p') is None else p_value(row['holm_p']))] if has_holm else []),
         Cell(_NOTHING if effect is None else f'{effect:.3f}'),
@@ -128,7 +128,7 @@ def runs_table(runs: Sequence[Record], memories: Sequence[str], main_split: str)
     )
     for run in runs
   )
-  head = ('household', 'seed', 'episodes', *map(label, memories))
+  head = ('household', 'seed', 'episodes', *map(short_label, memories))
   return Table('runs', f'Success on {split_label(main_split)}, run by run.', head, body, _flat(runs))
 
 
@@ -170,6 +170,117 @@ def effects_table(routing: Mapping[str, Record]) -> Table:
   return Table('effects', caption, ('memory', *fields.values()), body, _flat([{'memory': m, **c} for m, c in routing.items()]))
 
 
+def calibration_table(found: Record) -> Table:
+  """P(GENERATE) read as a probability, over all contexts and over those where guidance made a difference.
+
+  `found` is what `calibration.summarise` returns, here and below.
+  """
+  rows = [
+    {
+      'contexts': name,
+      'n': sum(part['contexts'] for part in found[f'bins{suffix}']),
+      'ece': found[f'ece{suffix}'],
+      'ece_if_calibrated': found[f'ece_if_calibrated{suffix}'],
+    }
+    for suffix, name in _CONTEXTS.items()
+  ]
+  body = tuple((Cell(row['contexts']), Cell(str(row['n'])), *(_digits(row[name]) for name in ('ece', 'ece_if_calibrated'))) for row in rows)
+  head = ('contexts', 'number', 'ECE', 'ECE if calibrated')
+  caption = 'Expected calibration error of P(GENERATE) as the probability that guiding helps, beside that of a perfectly calibrated policy.'
+  return Table('calibration', caption, head, body, tuple(rows))
+
+
+def reliability_table(found: Record) -> Table:
+  """One line a bin of P(GENERATE), over all contexts and over those where guidance made a difference."""
+  rows = [{'of': name, **part} for suffix, name in _CONTEXTS.items() for part in found[f'bins{suffix}']]
+  body = tuple(
+    (
+      Cell(row['of']),
+      Cell(f'{row["low"]:.1f} to {row["high"]:.1f}'),
+      Cell(str(row['contexts'])),
+      _digits(row['p_generate']),
+      Cell(f'{row["helped"]:.3f}', _interval(row['helped_ci95'])),
+      _difference(row['benefit'], row['benefit_ci95']),
+    )
+    for row in rows
+  )
+  head = ('contexts', 'P(GENERATE)', 'number', 'mean P(GENERATE)', 'share that guiding helped', 'benefit')
+  caption = 'P(GENERATE) against what guiding did: share of the contexts that it helped, and mean benefit, with 95% intervals over games.'
+  return Table('reliability', caption, head, body, _flat(rows), names=2, groups=_groups(rows, 'of'))
+
+
+def coverage_table(found: Record) -> Table:
+  """One line an order of the contexts: success over all budgets of guidance."""
+  coverage = found['coverage']
+  advantage = {'above_random': coverage['advantage'], 'ci95': coverage['advantage_ci95'], 'share_of_oracle': coverage['share_of_oracle']}
+  names = {'routed': 'by P(GENERATE)', 'random': 'random', 'oracle': 'oracle routing (upper bound)'}
+  rows = [
+    {'order': name, 'mean_success': coverage['areas'][order], **(advantage if order == 'routed' else {})} for order, name in names.items()
+  ]
+  body = tuple(
+    (
+      Cell(row['order']),
+      _digits(row['mean_success']),
+      _difference(row['above_random'], row['ci95']) if 'ci95' in row else Cell(_NOTHING),
+      number(row.get('share_of_oracle')),
+    )
+    for row in rows
+  )
+  head = ('order of the contexts', 'success, mean over all budgets', 'above random', "share of oracle routing's")
+  caption = 'Success when the first contexts of an order are guided and the others left alone, as a mean over how many are guided.'
+  return Table('coverage', caption, head, body, _flat(rows))
+
+
+def routing_table(found: Record) -> Table:
+  """One line a kind of routing error."""
+  rows = []
+  for name, share, lost in (
+    ('spoke where silence would have won', 'spoke_wrongly', 'cost_spoke'),
+    ('silent where guidance would have won', 'silent_wrongly', 'cost_silent'),
+    ('spoke where it made no difference', 'spoke_in_vain', None),
+  ):
+    fields = {'share': share, 'success_lost': lost} if lost else {'share': share}
+    numbers = {f'{field}{suffix}': found['routing'][f'{source}{suffix}'] for field, source in fields.items() for suffix in ('', '_ci95')}
+    rows.append({'decision': name, **numbers})
+  shown = lambda row, field: Cell(f'{row[field]:.3f}', _interval(row[f'{field}_ci95'])) if field in row else Cell(_NOTHING)
+  body = tuple((Cell(row['decision']), shown(row, 'share'), shown(row, 'success_lost')) for row in rows)
+  caption = 'Errors of routing: shares are of all contexts, success lost is a mean over all contexts; 95% intervals over games.'
+  return Table('routing', caption, ('decision', 'share of contexts', 'success lost'), body, _flat(rows))
+
+
+def costs_table(rows: Sequence[Record]) -> Table:
+  """One line a memory: its success and its tokens. Rows {memory, n, success_rate, ci95, inserted_tokens, read_tokens, written_tokens,
+  cost}."""
+  fields = ('inserted_tokens', 'read_tokens', 'written_tokens', 'cost')
+  body = tuple(
+    (_memory(row['memory']), Cell(f'{row["success_rate"]:.3f}', _interval(row['ci95'])), *(_tokens(row[field]) for field in fields))
+    for row in rows
+  )
+  caption = 'Success and tokens of every memory: means per episode; success with 95% interval over games.'
+  return Table('costs', caption, ('memory', 'success', *_TOKENS), body, _flat(rows))
+
+
+def thresholds_table(rows: Sequence[Record], chosen: float | None = None) -> Table:
+  """One line a threshold, from the agent alone on. `rows` as `cost.rows_of` returns them; `chosen` is the threshold of the run."""
+  body = []
+  for row in rows:
+    difference = _difference(row['over_alone'], row['over_alone_ci95'])
+    body.append(
+      (
+        _threshold(row, chosen),
+        Cell(f'{row["success_rate"]:.3f}', _interval(row['success_rate_ci95'])),
+        difference if row['threshold'] is not None else Cell(_NOTHING),
+        number(row['abstain_rate']),
+        *(_tokens(row[field]) for field in ('inserted_tokens', 'read_tokens', 'written_tokens', 'cost')),
+        Cell('yes' if row['pareto'] else ''),
+      )
+    )
+  records = [{**row, 'chosen': chosen is not None and row['threshold'] == chosen} for row in rows]
+  head = ('threshold τ', 'success', 'over the agent alone', 'abstains', *_TOKENS, 'Pareto')
+  caption = 'Success and tokens per episode as the threshold τ moves: it speaks where P(GENERATE) ≥ τ. Intervals are over games.'
+  return Table('thresholds', caption, head, tuple(body), _flat(records))
+
+
 def wall_time_table(seconds: Sequence[tuple[str, Any]]) -> Table:
   """One line a part of the run. (name, seconds) pairs."""
   body = tuple((Cell(what), Cell(duration(value))) for what, value in seconds)
@@ -199,12 +310,13 @@ def to_csv(table: Table) -> str:
 def to_latex(table: Table) -> str:
   """The table as a reader sees it, a `table` environment in booktabs' style."""
   columns = 'l' * table.names + 'r' * (len(table.head) - table.names)
+  is_wide = len(table.head) > WIDE
   if table.wrapped:
     columns = columns[:-1] + r'p{0.6\linewidth}'
   lines = [
     r'% needs \usepackage{booktabs}',
     r'\begin{table}',
-    r'  \centering\small',
+    r'  \centering\scriptsize\setlength{\tabcolsep}{3pt}' if is_wide else r'  \centering\small',
     rf'  \caption{{{latex_text(table.caption)}}}',
     rf'  \label{{tab:{table.name}}}',
     rf'  \begin{{tabular}}{{{columns}}}',
@@ -215,7 +327,7 @@ def to_latex(table: Table) -> str:
   for index, row in enumerate(table.body):
     if index in table.groups:
       lines.append(r'    \midrule')
-    lines.append('    ' + ' & '.join(map(_latex_cell, row)) + r' \\')
+    lines.append('    ' + ' & '.join(_latex_cell(cell, 'tiny' if is_wide else 'footnotesize') for cell in row) + r' \\')
   return '\n'.join([*lines, r'    \bottomrule', r'  \end{tabular}', r'\end{table}', ''])
 
 
@@ -250,6 +362,11 @@ def signed(value: float, digits: int = 3) -> str:
   return f'{value:+.{digits}f}'.replace('-', '−')
 
 
+def threshold_text(threshold: float) -> str:
+  """A threshold on a probability; above 1 all are alike."""
+  return '> 1' if threshold > 1.0 else f'{threshold:.4f}'.rstrip('0').ljust(3, '0')
+
+
 def p_value(p: float) -> str:
   """A p-value: three digits, or its magnitude where it is smaller."""
   return f'{p:.3f}' if p >= 0.001 else f'{p:.0e}' if p > 0.0 else '0'
@@ -264,6 +381,8 @@ def duration(seconds: Any) -> str:
 
 # Internals.
 
+_CONTEXTS = {'': 'all', '_decisive': 'where guidance made a difference'}  # suffix of calibration.summarise's fields -> which contexts
+_TOKENS = ('inserted', 'read', 'written', 'all tokens')
 _FIRST = ('split', 'memory', 'bucket', 'a', 'b', 'household', 'seed', 'n')
 _LATEX = {
   '\\': r'\textbackslash{}',
@@ -273,6 +392,8 @@ _LATEX = {
   '>': r'\textgreater{}',
   '|': r'\textbar{}',
   'π': r'$\pi$',
+  'τ': r'$\tau$',
+  '≥': r'$\ge$',
   '−': '$-$',
   '–': r'\textendash{}',
   '…': r'\ldots{}',
@@ -288,6 +409,29 @@ def _memory(memory: str) -> Cell:
   return Cell(label(memory), memory=memory)
 
 
+def _digits(value: float | None) -> Cell:
+  """A share or an error, with three digits."""
+  return Cell(_NOTHING if value is None else f'{value:.3f}')
+
+
+def _tokens(value: float) -> Cell:
+  return Cell(f'{value:.1f}')
+
+
+def _difference(value: float, bounds: Sequence[float]) -> Cell:
+  """A difference and its interval; coloured where its sign is certain."""
+  low, high = bounds
+  return Cell(signed(value), f'[{signed(low)}, {signed(high)}]', 'good' if low > 0 else 'bad' if high < 0 else '')
+
+
+def _threshold(row: Record, chosen: float | None) -> Cell:
+  if row['threshold'] is None:
+    return _memory('none')
+  is_chosen = row['threshold'] == chosen
+  note = 'chosen' if is_chosen else {0.0: 'always speaks', 1.0: 'never speaks'}.get(row['abstain_rate'], '')
+  return Cell(threshold_text(row['threshold']) + (f' ({note})' if note else ''), memory='mempi' if is_chosen else '')
+
+
 def _interval(bounds: Sequence[float], digits: int = 3) -> str:
   return f'[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]'
 
@@ -297,13 +441,14 @@ def _groups(rows: Sequence[Record], field: str) -> tuple[int, ...]:
 
 
 def _flat(rows: Sequence[Mapping[str, Any]]) -> tuple[Record, ...]:
-  """Rows with plain values, what they are about first: `ci95` becomes `ci95_low` and `ci95_high`, an inner mapping one field a name."""
+  """Rows with plain values, what they are about first: an interval `ci95` becomes `ci95_low` and `ci95_high`, an inner mapping one field a
+  name."""
   flat = []
   for row in rows:
     record: Record = {name: row[name] for name in _FIRST if name in row}
     for name, value in row.items():
-      if name == 'ci95':
-        record |= {'ci95_low': value[0], 'ci95_high': value[1]}
+      if name.endswith('ci95'):
+        record |= {f'{name}_low': value[0], f'{name}_high': value[1]}
       elif isinstance(value, Mapping):
         record |= {f'{name}_{inner}': item for inner, item in value.items()}
       else:
@@ -326,8 +471,8 @@ def _latex_word(word: str) -> str:
   return r'\allowbreak{}'.join(''.join(_LATEX.get(c, c) for c in part) for part in parts).replace('--', '-{}-')
 
 
-def _latex_cell(cell: Cell) -> str:
-  return latex_text(cell.text) + (rf' {{\footnotesize {latex_text(cell.interval)}}}' if cell.interval else '')
+def _latex_cell(cell: Cell, size: str) -> str:
+  return latex_text(cell.text) + (rf' {{\{size} {latex_text(cell.interval)}}}' if cell.interval else '')
 
 
 def _markdown_cell(text: str) -> str:

@@ -117,6 +117,131 @@ def test_fifths_of_several_memories():
   check_latex(tables.to_latex(table), 8)
 
 
+# What the decision is worth, and what guidance costs.
+
+FOUND = {  # as calibration.summarise returns it
+  'contexts': 8,
+  'bins': [
+    {'low': 0.0, 'high': 0.5, 'contexts': 4, 'p_generate': 0.1675, 'helped': 0.25, 'helped_ci95': [0.0, 0.75], 'benefit': -0.25,
+     'benefit_ci95': [-0.5, -0.125]},
+    {'low': 0.5, 'high': 1.0, 'contexts': 4, 'p_generate': 0.7925, 'helped': 0.5, 'helped_ci95': [0.25, 0.75], 'benefit': 0.25,
+     'benefit_ci95': [-0.5, 1.0]},
+  ],
+  'ece': 0.1875,
+  'ece_if_calibrated': 0.1234,
+  'bins_decisive': [
+    {'low': 0.5, 'high': 1.0, 'contexts': 3, 'p_generate': 0.75, 'helped': 0.666667, 'helped_ci95': [0.0, 1.0], 'benefit': 0.333333,
+     'benefit_ci95': [0.125, 1.0]},
+  ],
+  'ece_decisive': 0.083333,
+  'ece_if_calibrated_decisive': 0.2,
+  'coverage': {
+    'areas': {'routed': 0.617188, 'random': 0.5625, 'oracle': 0.773438}, 'advantage': 0.054688, 'advantage_ci95': [-0.1, 0.2],
+    'share_of_oracle': 0.259259,
+  },
+  'routing': {
+    'contexts': 8, 'spoke': 0.5, 'spoke_wrongly': 0.125, 'spoke_wrongly_ci95': [0.0, 0.375], 'silent_wrongly': 0.25,
+    'silent_wrongly_ci95': [0.0, 0.5], 'spoke_in_vain': 0.125, 'spoke_in_vain_ci95': [0.0, 0.25], 'cost_spoke': 0.0625,
+    'cost_spoke_ci95': [0.0, 0.2], 'cost_silent': 0.2, 'cost_silent_ci95': [0.1, 0.3], 'success': 0.625, 'success_ci95': [0.25, 0.875],
+    'oracle': 0.8875,
+  },
+}  # fmt: skip
+
+
+def shown(table):
+  return [[str(cell) for cell in row] for row in table.body]
+
+
+def test_calibration_beside_what_luck_makes_of_it():
+  table = tables.calibration_table(FOUND)
+  assert shown(table) == [['all', '8', '0.188', '0.123'], ['where guidance made a difference', '3', '0.083', '0.200']]
+  assert read_csv(tables.to_csv(table))[0] == {'contexts': 'all', 'n': '8', 'ece': '0.1875', 'ece_if_calibrated': '0.1234'}
+  check_latex(tables.to_latex(table), 4)
+  # Guidance that made no difference anywhere.
+  nothing = {**FOUND, 'bins_decisive': [], 'ece_decisive': None, 'ece_if_calibrated_decisive': None}
+  assert shown(tables.calibration_table(nothing))[1][1:] == ['0', '–', '–']
+  assert len(tables.reliability_table(nothing).body) == 2
+
+
+def test_bins_of_all_contexts_and_of_the_decisive_ones():
+  table = tables.reliability_table(FOUND)
+  assert shown(table)[0] == ['all', '0.0 to 0.5', '4', '0.168', '0.250 [0.000, 0.750]', '−0.250 [−0.500, −0.125]']
+  assert [row[5].tone for row in table.body] == ['bad', '', 'good'] and table.groups == (2,)
+  record = read_csv(tables.to_csv(table))[2]
+  assert record['of'] == 'where guidance made a difference' and record['contexts'] == '3'
+  assert (record['helped_ci95_high'], record['benefit_ci95_low'], record['helped']) == ('1.0', '0.125', '0.666667')
+  check_latex(tables.to_latex(table), 6)
+
+
+def test_orders_of_the_contexts():
+  table = tables.coverage_table(FOUND)
+  assert shown(table) == [
+    ['by P(GENERATE)', '0.617', '+0.055 [−0.100, +0.200]', '0.26'],
+    ['random', '0.562', '–', '–'],
+    ['oracle routing (upper bound)', '0.773', '–', '–'],
+  ]
+  assert read_csv(tables.to_csv(table))[0]['ci95_low'] == '-0.1' and read_csv(tables.to_csv(table))[2]['above_random'] == ''
+  check_latex(tables.to_latex(table), 4)
+
+
+def test_errors_of_routing_and_what_they_cost():
+  table = tables.routing_table(FOUND)
+  assert shown(table) == [
+    ['spoke where silence would have won', '0.125 [0.000, 0.375]', '0.062 [0.000, 0.200]'],
+    ['silent where guidance would have won', '0.250 [0.000, 0.500]', '0.200 [0.100, 0.300]'],
+    ['spoke where it made no difference', '0.125 [0.000, 0.250]', '–'],
+  ]
+  records = read_csv(tables.to_csv(table))
+  assert [record['success_lost_ci95_high'] for record in records] == ['0.2', '0.3', '']
+  check_latex(tables.to_latex(table), 3)
+
+
+def point(threshold, rate, abstains, cost, pareto):
+  row = {'threshold': threshold, 'abstain_rate': abstains, 'inserted_tokens': 2.5, 'read_tokens': 51.5, 'written_tokens': 4.0, 'cost': cost}
+  row |= {'success_rate': rate, 'success_rate_ci95': [rate - 0.125, rate + 0.125], 'over_alone': 0.25, 'over_alone_ci95': [0.125, 0.375]}
+  return row | {'over_always': -0.25, 'over_always_ci95': [-0.5, 0.0], 'pareto': pareto}
+
+
+def test_thresholds_and_the_chosen_one():
+  rows = [
+    point(None, 0.5, 1.0, 0.0, True), point(0.0, 0.75, 0.0, 63.5, False), point(0.35, 0.875, 0.25, 58.06, True),
+    point(0.98765, 0.625, 0.75, 54.0, False), point(1.0000000000000002, 0.5, 1.0, 52.5, False),
+  ]  # fmt: skip
+  table = tables.thresholds_table(rows, 0.35)
+  assert [str(row[0]) for row in table.body] == ['agent alone', '0.0 (always speaks)', '0.35 (chosen)', '0.9877', '> 1 (never speaks)']
+  assert [row[0].memory for row in table.body] == ['none', '', 'mempi', '', '']
+  assert shown(table)[2][1:] == ['0.875 [0.750, 1.000]', '+0.250 [+0.125, +0.375]', '0.25', '2.5', '51.5', '4.0', '58.1', 'yes']
+  assert shown(table)[0][2] == '–' and [row[-1] for row in shown(table)] == ['yes', '', 'yes', '', '']
+  records = read_csv(tables.to_csv(table))
+  assert [record['chosen'] for record in records] == ['False', 'False', 'True', 'False', 'False'] and records[0]['threshold'] == ''
+  assert (records[3]['threshold'], records[3]['over_always_ci95_low'], records[3]['cost']) == ('0.98765', '-0.5', '54.0')
+  latex = tables.to_latex(table)
+  check_latex(latex, 9)
+  assert r'threshold $\tau$ &' in latex and r'P(GENERATE) $\ge$ $\tau$' in latex
+  # No threshold is known: none is marked, and the agent alone is not the chosen one.
+  assert [str(row[0]) for row in tables.thresholds_table(rows).body][2] == '0.35'
+  assert {record['chosen'] for record in tables.thresholds_table(rows).records} == {False}
+
+
+def test_tokens_of_every_memory():
+  row = {'memory': 'rag', 'n': 8, 'success_rate': 0.5, 'ci95': [0.25, 0.75]}
+  row |= {'inserted_tokens': 5.0, 'read_tokens': 0.0, 'written_tokens': 1.25, 'cost': 6.25}
+  table = tables.costs_table([row])
+  assert shown(table) == [['RAG', '0.500 [0.250, 0.750]', '5.0', '0.0', '1.2', '6.2']] and table.body[0][0].memory == 'rag'
+  assert read_csv(tables.to_csv(table))[0]['written_tokens'] == '1.25'
+  check_latex(tables.to_latex(table), 6)
+
+
+def test_many_memories_fit_in_smaller_type():
+  memories = [f'memory_{i}' for i in range(13)]
+  runs = [{'household': 'maple', 'seed': 1, 'n': 9, 'success': dict.fromkeys(memories, 0.5)}]
+  latex = tables.to_latex(tables.runs_table(runs, memories, 'heldout_games'))
+  check_latex(latex, 16)
+  assert r'\scriptsize' in latex and r'\small' not in latex
+  head = tables.runs_table(runs, ['none', 'token_matched', 'rag', 'mempi_stage1', 'mempi'], 'heldout_games').head
+  assert head[3:] == ('alone', 'more steps', 'RAG', 'stage 1', 'Mem-π')
+
+
 HOSTILE = '=cmd|"/c" & <b>\\input{x}%$#_{}~^--[1]\u202e\x1b\nπ'
 
 
