@@ -15,10 +15,8 @@ from mempi_jax.config import load_config
 
 
 def get_config() -> ConfigDict:
-  """configs/table_main.py with the memories that quote the bank, and those that are trained on it."""
-  config = load_config(Path(__file__).with_name('table_main.py'))
-  config.eval.memories = ('none', 'rag', 'mem0', 'memrl', 'mempi_stage1', 'mempi')
-  return config
+  """configs/analysis_corruption.py, whose bank is as it was collected."""
+  return load_config(Path(__file__).with_name('analysis_corruption.py'))
 
 
 def sweep() -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from mempi_jax.config import parse_command_line
-from mempi_jax.evals.isolation import check_bank_isolation
+from mempi_jax.evals.isolation import check_experience
 from mempi_jax.experience.bank import BankEntry
 from mempi_jax.experience.collecting import collect_bank
 from mempi_jax.runtime.workdir import report_errors
@@ -25,7 +25,7 @@ def collect(world: World) -> list[BankEntry]:
     world.runner, world.tasks(train, 'bank'), world.workdir / 'bank', test_games,
     corruption=world.config.bank.corruption, seed=world.config.seed,
   )  # fmt: skip
-  check_bank_isolation(entries, world.splits[TRAIN_SPLIT], world.test_games)
+  check_experience('the experience bank', entries, world.splits[TRAIN_SPLIT], world.test_games)
   return entries
 
 

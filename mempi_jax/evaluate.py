@@ -25,7 +25,6 @@ from mempi_jax.evals.success import BASE_RUNS_FILE, EPISODES_FILE, compare, pres
 from mempi_jax.experience.bank import episode_of, episode_record
 from mempi_jax.experience.collecting import play_to_log
 from mempi_jax.memories import check_memories, make_memory, make_rag
-from mempi_jax.memory.none import NoMemory
 from mempi_jax.rollout.episode import read_contexts
 from mempi_jax.runtime import files
 from mempi_jax.runtime.host import has_accelerator
@@ -72,11 +71,8 @@ def play_memories(world: World, memories: Sequence[Memory], path: Path) -> None:
   plan = [
     (split, memory, world.tasks(games, 'eval')) for split, games in world.splits.items() if split in EVAL_SPLITS for memory in memories
   ]
-  files.cut_half_line(path)
-  done = list(files.read_jsonl(path)) if path.exists() else []
   expected = [(split, memory.name, task.task_id, task.seed) for split, memory, tasks in plan for task in tasks]
-  if [(r['split'], r['memory'], r['task_id'], r['seed']) for r in done] != expected[: len(done)]:
-    raise ValueError(f'{path} holds other episodes than this config plays; use another --workdir')
+  done = files.read_started(path, expected, lambda r: (r['split'], r['memory'], r['task_id'], r['seed']))
   experience, nearest = make_rag(world), {}
   first = 0  # of a batch's episodes among all
   with files.JsonlLog(path) as log, progress(len(expected), 'evaluate', initial=len(done)) as bar:
@@ -91,7 +87,7 @@ def play_memories(world: World, memories: Sequence[Memory], path: Path) -> None:
         if len(recorded) == len(part):
           memory.observe([episode_of(record) for record in recorded])
           continue
-        episodes = world.runner.run(part, guidances, extra_steps=memory.extra_steps if isinstance(memory, NoMemory) else 0)
+        episodes = world.runner.run(part, guidances)
         memory.observe(episodes)
         # A batch that was half written is played again as a whole, and its missing half appended: the same numbers either way.
         for episode in episodes[len(recorded) :]:

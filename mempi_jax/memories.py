@@ -28,7 +28,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from mempi_jax.config import ConfigError, near
-from mempi_jax.evals.isolation import check_memory_isolation
+from mempi_jax.evals.isolation import check_experience
 from mempi_jax.experience.bank import BankEntry, read_bank, read_episodes
 from mempi_jax.experience.online import learn_online
 from mempi_jax.memory.chat import ChatManager, check_client, connect
@@ -97,7 +97,7 @@ def make_memory(name: str, world: World) -> Memory:
   memory = _make(name, world)
   held = _held(memory)
   if held is not None:
-    check_memory_isolation(name, held, world.splits[TRAIN_SPLIT], world.test_games)
+    check_experience(f'the memory {name}', held, world.splits[TRAIN_SPLIT], world.test_games)
   return memory
 
 

@@ -28,7 +28,7 @@ from mempi_jax.agents.altered import guidance_acts
 from mempi_jax.collect import collect
 from mempi_jax.config import ConfigError, count_steps, override, parse_command_line, resolve
 from mempi_jax.evals.control import Verdict, format_verdict, judge
-from mempi_jax.evals.isolation import check_training_isolation
+from mempi_jax.evals.isolation import check_experience
 from mempi_jax.evals.probes import Probes
 from mempi_jax.experience.bank import BankEntry, read_episodes
 from mempi_jax.experience.collecting import play_to_log
@@ -223,7 +223,7 @@ def _reinforce(
     )
   train_games = world.splits[TRAIN_SPLIT]
   runs = [world.tasks(train_games[: config.games], 'stage2', run) for run in range(config.abstain_outcomes)]
-  check_training_isolation([task for run in runs for task in run], train_games, world.test_games)
+  check_experience('the training tasks', [task for run in runs for task in run], train_games, world.test_games)
   alone = world.workdir / 'stage2'  # episodes of the agent alone are the same for every policy: played once
   source = RolloutSource(world.runner, make_tasks(runs), policy, config, seed=world.config.seed, folder=alone, retrieve=retrieve)
   print(f'policy: {policy.engine.describe()}')

@@ -70,7 +70,8 @@ class Guidance:
   policy; `p_generate` is P(GENERATE | x), NaN where there is no such thing; `source` names the memory.
 
   `retrieved` names the episodes (task_id@seed) whose experience is quoted, if any is; `read_tokens` and `written_tokens` are what the
-  memory's own language model read and wrote for this guidance, decision and end-of-sequence included.
+  memory's own language model read and wrote for this guidance, decision and end-of-sequence included. `extra_steps` are actions beyond
+  the task's cap that the agent may take: what the control without memory is given in place of tokens.
   """
 
   decision: Decision
@@ -82,6 +83,7 @@ class Guidance:
   retrieved: tuple[str, ...] = ()
   read_tokens: int = 0
   written_tokens: int = 0
+  extra_steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

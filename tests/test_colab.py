@@ -16,6 +16,7 @@ from mempi_jax.runtime import files
 from mempi_jax.runtime.metrics import MetricWriter
 from mempi_jax.runtime.workdir import CACHE_VARIABLE
 from mempi_jax.types import Context, Decision, Episode, Guidance, Status, Step, Task
+from tests.small_run import SMALL
 
 nbformat = pytest.importorskip('nbformat', reason='notebooks are read with nbformat: pip install -e ".[test]"')
 
@@ -25,32 +26,14 @@ MOST_DEFINITIONS = 0  # functions, classes and lambdas of a notebook: the packag
 MOST_LINES = 20  # of a cell
 
 # What stands in for the cell of the parameters: a budget of seconds, in the folder where the notebook runs.
-TINY = """
-SETTINGS = {
-  'agent.batch_size': 32,
-  'bank.games': 48,
-  'stage1.duration': '6 steps',
-  'stage1.batch_size': 8,
-  'stage1.evaluate_every': 3,
-  'stage1.optimizer.warmup': '1 steps',
+TINY_SETTINGS = SMALL | {
   'stage2.updates': 2,
-  'stage2.replay': 1,
-  'stage2.games': 16,
-  'stage2.groups': 8,
-  'stage2.branches': 2,
-  'stage2.abstain_outcomes': 2,
-  'stage2.probe_games': 9,
-  'stage2.probe_runs': 1,
-  'stage2.evaluate_every': 2,
-  'stage2.optimizer.warmup': '0 steps',
   'eval.memories': ('none', 'untrained', 'mempi_stage1', 'mempi'),
   'eval.games.heldout_games': 12,
   'eval.games.heldout_goals': 0,
   'eval.games.long_horizon': 0,
-  'eval.difficulty_runs': 1,
-  'eval.replay_episodes': 0,
 }
-"""
+TINY = f'SETTINGS = {TINY_SETTINGS!r}'
 
 
 def read(name):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mempi_jax import report
-from mempi_jax.evals import plots, stats, success
+from mempi_jax.evals import plots, reading, stats, success
 from mempi_jax.runtime import files
 
 ALL = ('none', 'oracle', 'rag', 'mempi_stage1', 'mempi')
@@ -355,7 +355,7 @@ def test_long_texts_are_cut_and_missing_ones_are_empty():
     'agent_steps': 0,
     'goal': 'g' * 4100,
   }
-  data = report.browser_data([episode])
+  data = reading.browser_data([episode])
   assert data['strings'][data['goal'][0]] == 'g' * 4000 + ' … (100 more characters; --episode shows them)'
   assert data['steps'] == [[]] and data['nearest'] == [[]] and data['strings'][data['observation'][0]] == ''
 
@@ -393,7 +393,7 @@ def test_where_two_episodes_part():
   episode |= {'success': True, 'status': 'success', 'agent_steps': 2, 'steps': [['look', 'a desk'], ['take pen', 'taken']]}
   other = {**episode, 'memory': 'mempi', 'decision': '[GENERATE]', 'p_generate': 0.75, 'guidance': 'look\x1b[2J', 'guidance_tokens': 1}
   other |= {'success': False, 'status': 'failure', 'agent_steps': 3, 'steps': [['look', 'a desk'], ['go', 'gone'], ['wait', 'nothing']]}
-  text = report.describe_episode([episode, other], other, 80)
+  text = reading.describe_episode([episode, other], other, 80)
   rule = '─' * 39 + '┼' + '─' * 39
   assert text.endswith(
     f"""
@@ -423,15 +423,15 @@ def test_an_unknown_episode_names_near_ones(workdir):
   episodes = success.read_episodes(workdir)
   twice = [*episodes, {**episodes[0], 'seed': 8}]
   with pytest.raises(
-    report.EpisodeError, match='2 episodes are called .*none/heldout_games-000@7, none/heldout_games-000@8; give the seed'
+    reading.EpisodeError, match='2 episodes are called .*none/heldout_games-000@7, none/heldout_games-000@8; give the seed'
   ):
-    report.find_episode(twice, 'none/heldout_games-000')
+    reading.find_episode(twice, 'none/heldout_games-000')
   with pytest.raises(
-    report.EpisodeError, match='near ones: rag/heldout_games-000@7, rag/heldout_games-001@7, rag/heldout_games-002@7, ...$'
+    reading.EpisodeError, match='near ones: rag/heldout_games-000@7, rag/heldout_games-001@7, rag/heldout_games-002@7, ...$'
   ):
-    report.find_episode(episodes, 'rag/heldout_games-0')
-  with pytest.raises(report.EpisodeError, match='expected memory/task_id@seed, as in none/heldout_games-000@7'):
-    report.find_episode(episodes, '?')
+    reading.find_episode(episodes, 'rag/heldout_games-0')
+  with pytest.raises(reading.EpisodeError, match='expected memory/task_id@seed, as in none/heldout_games-000@7'):
+    reading.find_episode(episodes, '?')
 
 
 def test_an_episode_needs_one_workdir(workdir, tmp_path, capsys):

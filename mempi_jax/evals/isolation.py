@@ -20,8 +20,7 @@ Twins come about by chance: a small room of few receptacles and a common goal ar
 maple and cedar, seeds 0 to 2 (configs/alfworld_sweep.py), 4 have a twin in train, none of the other splits' games. Where that is too
 much, `twins=True` refuses them.
 
-`check_splits` is for the games as they are made; `check_bank_isolation`, `check_memory_isolation` and `check_training_isolation` are for
-what becomes of them.
+`check_splits` is for the games as they are made, `check_experience` for what becomes of them.
 """
 
 from __future__ import annotations
@@ -193,66 +192,47 @@ def check_splits(splits: Mapping[str, Sequence[Game]], *, goal_splits: Sequence[
 # What becomes of games.
 
 
-def check_bank_isolation(
-  experience: Iterable[Episode | BankEntry],
+def check_experience(
+  what: str,
+  things: Iterable[Episode | BankEntry | Task | str],
   train: Sequence[Game],
   test: Sequence[Game],
   *,
   goal_splits: Sequence[str] = GOAL_SPLITS,
   twins: bool = False,
 ) -> None:
-  """For a bank when it is built or read: every episode, or entry with all its sources, comes from a train game that is no test game.
+  """For a bank when it is built, a memory before it is asked, tasks before they train: all of it comes from train games that are no test games.
 
   Args:
-    experience: episodes before distillation, or entries after it.
+    what: the bank, the memory or the tasks, for the message.
+    things: episodes before distillation; entries after it, with all their sources; tasks, of whatever seeds; or sources 'task_id@seed', where
+      a memory keeps texts of its own (`Guidance.retrieved` is such a list).
     train, test, goal_splits, twins: as of `check_isolation`.
 
   Raises:
-    IsolationError: naming the sources (task_id@seed) and the test games.
+    IsolationError: naming every source (task_id@seed) and the test game that it gives away. ValueError: a source of another form.
   """
-  _check('the experience bank', experience, train, test, goal_splits, twins)
-
-
-def check_memory_isolation(
-  name: str,
-  held: Iterable[BankEntry | Episode | str],
-  train: Sequence[Game],
-  test: Sequence[Game],
-  *,
-  goal_splits: Sequence[str] = GOAL_SPLITS,
-  twins: bool = False,
-) -> None:
-  """For a memory before it is asked, and for what it retrieved: everything that it can quote comes from train games.
-
-  Args:
-    name: of the memory, for the message.
-    held: its entries; or sources 'task_id@seed' where a memory keeps texts of its own (`Guidance.retrieved` is such a list).
-    train, test, goal_splits, twins: as of `check_isolation`.
-
-  Raises:
-    IsolationError: naming the sources and the test games. ValueError: a source of another form.
-  """
-  _check(f'the memory {name}', held, train, test, goal_splits, twins)
-
-
-def check_training_isolation(
-  tasks: Iterable[Task],
-  train: Sequence[Game],
-  test: Sequence[Game],
-  *,
-  goal_splits: Sequence[str] = GOAL_SPLITS,
-  twins: bool = False,
-) -> None:
-  """For the contexts that stage 2 trains on: every task is of a train game that is no test game.
-
-  Args:
-    tasks: of whatever seeds.
-    train, test, goal_splits, twins: as of `check_isolation`.
-
-  Raises:
-    IsolationError: naming the tasks (task_id@seed) and the test games.
-  """
-  _check('the training tasks', tasks, train, test, goal_splits, twins)
+  guard, known = _Guard(test, goal_splits, twins), {game.game_id: game for game in train}
+  origins = dict.fromkeys(origin for thing in things for origin in _origins(thing))
+  of_game: dict[str, list[Leak]] = {}  # task id -> leaks of its game
+  leaks: dict[Leak, None] = {}
+  for origin in origins:
+    found = []
+    if origin.task_id in guard.ids:
+      found.append(Leak('task', origin.name, origin.task_id, f'is of a game of {guard.ids[origin.task_id].split}'))
+    elif origin.task_id not in known:
+      found.append(Leak('unknown', origin.name, '', 'is of no game of the train split'))
+    else:
+      if origin.task_id not in of_game:
+        of_game[origin.task_id] = guard.leaks_of_game(known[origin.task_id])
+      found += [dataclasses.replace(leak, found=origin.name) for leak in of_game[origin.task_id]]
+    if origin.split != TRAIN_SPLIT:
+      found.append(Leak('split', origin.name, '', f'says that it is of {origin.split}'))
+    if origin.goal:
+      found += guard.leaks_of_goal(origin.name, parse_goal(origin.goal))
+    leaks |= dict.fromkeys(found)
+  if leaks:
+    raise IsolationError(what, list(leaks))
 
 
 # Internals.
@@ -312,35 +292,3 @@ def _origins(thing: Episode | BankEntry | Task | str) -> list[_Origin]:
     return [dataclasses.replace(origin, goal=thing.context.goal)]
   own = _Origin(f'{thing.task_id}@{thing.seed}', thing.task_id, thing.split, thing.goal)
   return [own, *(origin for source in thing.sources if source != own.name for origin in _origins(source))]
-
-
-def _check(
-  what: str,
-  things: Iterable[Episode | BankEntry | Task | str],
-  train: Sequence[Game],
-  test: Sequence[Game],
-  goal_splits: Sequence[str],
-  twins: bool,
-) -> None:
-  """Raises IsolationError with every leak of every origin, each origin once."""
-  guard, known = _Guard(test, goal_splits, twins), {game.game_id: game for game in train}
-  origins = dict.fromkeys(origin for thing in things for origin in _origins(thing))
-  of_game: dict[str, list[Leak]] = {}  # task id -> leaks of its game
-  leaks: dict[Leak, None] = {}
-  for origin in origins:
-    found = []
-    if origin.task_id in guard.ids:
-      found.append(Leak('task', origin.name, origin.task_id, f'is of a game of {guard.ids[origin.task_id].split}'))
-    elif origin.task_id not in known:
-      found.append(Leak('unknown', origin.name, '', 'is of no game of the train split'))
-    else:
-      if origin.task_id not in of_game:
-        of_game[origin.task_id] = guard.leaks_of_game(known[origin.task_id])
-      found += [dataclasses.replace(leak, found=origin.name) for leak in of_game[origin.task_id]]
-    if origin.split != TRAIN_SPLIT:
-      found.append(Leak('split', origin.name, '', f'says that it is of {origin.split}'))
-    if origin.goal:
-      found += guard.leaks_of_goal(origin.name, parse_goal(origin.goal))
-    leaks |= dict.fromkeys(found)
-  if leaks:
-    raise IsolationError(what, list(leaks))

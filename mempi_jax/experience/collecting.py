@@ -29,11 +29,8 @@ def play_to_log(runner: Runner, tasks: Sequence[Task], path: Path, description: 
 
   Raises ValueError when the log holds other tasks than these.
   """
-  files.cut_half_line(path)
-  done = [(record['task_id'], record['seed']) for record in files.read_jsonl(path)] if path.exists() else []
   expected = [(task.task_id, task.seed) for task in tasks]
-  if done != expected[: len(done)]:
-    raise ValueError(f'{path} holds episodes of other tasks than this run plays; use another --workdir')
+  done = files.read_started(path, expected, lambda record: (record['task_id'], record['seed']))
   with files.JsonlLog(path) as log, progress(len(tasks), description, initial=len(done)) as bar:
     left = tasks[len(done) :]
     for episode in runner.stream(left, abstained(len(left))):

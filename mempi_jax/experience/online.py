@@ -20,11 +20,8 @@ def learn_online(memory: Memory, runner: Runner, batches: Sequence[Sequence[Task
 
   Raises ValueError when the log holds other episodes than these.
   """
-  files.cut_half_line(path)
-  done = list(files.read_jsonl(path)) if path.exists() else []
   expected = [(task.task_id, task.seed) for batch in batches for task in batch]
-  if [(record['task_id'], record['seed']) for record in done] != expected[: len(done)]:
-    raise ValueError(f'{path} holds episodes of other tasks than this run plays; use another --workdir')
+  done = files.read_started(path, expected, lambda record: (record['task_id'], record['seed']))
   with files.JsonlLog(path) as log, progress(len(expected), memory.name, initial=len(done)) as bar:
     start = 0
     for batch in batches:

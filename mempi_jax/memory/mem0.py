@@ -55,10 +55,7 @@ def build_facts(entries: Sequence[BankEntry], store: FactStore, manager: Manager
   What the log holds is done again, and not asked again. Returns how often each operation was applied, and how many facts were `unreadable`:
   the manager said nothing that could be read of them. Raises ValueError when the log is about other facts.
   """
-  files.cut_half_line(path)
-  done = list(files.read_jsonl(path)) if path.exists() else []
-  if [record['fact'] for record in done] != [entry.guidance for entry in entries[: len(done)]]:
-    raise ValueError(f'{path} is about other facts than this bank holds; use another --workdir')
+  done = files.read_started(path, [entry.guidance for entry in entries], lambda record: record['fact'])
   counts = {'unreadable': 0}
   with files.JsonlLog(path) as log, progress(len(entries), path.parent.name, initial=len(done)) as bar:
     for i, entry in enumerate(entries):

@@ -23,7 +23,7 @@ class NoMemory:
 
   def guide(self, contexts: Sequence[Context], seed: int) -> list[Guidance]:
     """ABSTAIN for every context."""
-    return [Guidance(Decision.ABSTAIN, source=self.name)] * len(contexts)
+    return [Guidance(Decision.ABSTAIN, source=self.name, extra_steps=self.extra_steps)] * len(contexts)
 
   def observe(self, episodes: Sequence[Episode]) -> None:
     """Learns nothing."""

@@ -44,16 +44,15 @@ class Runner:
     self.episodes_run = 0  # distinct episodes that were really played
     self.steps_run = 0  # their actions
 
-  def run(self, tasks: Sequence[Task], guidances: Sequence[Guidance], *, extra_steps: int = 0) -> list[Episode]:
-    """One episode for each task with its guidance, in order; repeated (task, seed, text) are played once.
+  def run(self, tasks: Sequence[Task], guidances: Sequence[Guidance]) -> list[Episode]:
+    """One episode for each task with its guidance, in order; repeated (task, seed, text, extra steps) are played once."""
+    return list(self.stream(tasks, guidances))
 
-    `extra_steps` are actions beyond what `max_steps` allows.
-    """
-    return list(self.stream(tasks, guidances, extra_steps=extra_steps))
-
-  def stream(self, tasks: Sequence[Task], guidances: Sequence[Guidance], *, extra_steps: int = 0) -> Iterator[Episode]:
+  def stream(self, tasks: Sequence[Task], guidances: Sequence[Guidance]) -> Iterator[Episode]:
     """The episodes of `run`, in order, each as soon as it and those before it have ended."""
-    keys = [(task.task_id, task.seed, spoken_text(guidance), extra_steps) for task, guidance in zip(tasks, guidances, strict=True)]
+    keys = [
+      (task.task_id, task.seed, spoken_text(guidance), guidance.extra_steps) for task, guidance in zip(tasks, guidances, strict=True)
+    ]
     played: dict[Key, Episode] = {}
     first: dict[Key, int] = {}  # where each distinct episode stands that is to be played
     for i, key in enumerate(keys):
@@ -62,10 +61,10 @@ class Runner:
       elif key not in first:
         first[key] = i
     todo = list(first.values())
-    chosen = [tasks[i] for i in todo]
-    caps = [self.max_steps(task) + extra_steps for task in chosen]
+    chosen, spoken = [tasks[i] for i in todo], [guidances[i] for i in todo]
+    caps = [self.max_steps(task) + guidance.extra_steps for task, guidance in zip(chosen, spoken, strict=True)]
     episodes = stream_episodes(
-      self.make_env, self.agent, chosen, [guidances[i] for i in todo], caps, side_by_side=self.batch_size, workers=self.workers
+      self.make_env, self.agent, chosen, spoken, caps, side_by_side=self.batch_size, workers=self.workers
     )
     with contextlib.closing(episodes):
       for key, guidance in zip(keys, guidances, strict=True):

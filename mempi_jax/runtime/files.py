@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,25 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
       if not isinstance(record, dict):
         raise ValueError(f'{path}:{number}: expected a JSON object, found {type(record).__name__}')
       yield record
+
+
+def read_started(path: str | Path, expected: Sequence[Any], key: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
+  """The records of a log that may have been begun by a run that was killed; a half-written last line is cut off, see `cut_half_line`.
+
+  Args:
+    path: the log; none yet is an empty one.
+    expected: what `key` gives for every record of the finished log, in order.
+    key: of a record.
+
+  Raises ValueError when the log holds other records than the first ones of `expected`: it belongs to another run.
+  """
+  cut_half_line(path)
+  records = list(read_jsonl(path)) if Path(path).exists() else []
+  for number, record in enumerate(records):
+    if number >= len(expected) or key(record) != expected[number]:
+      wanted = expected[number] if number < len(expected) else 'its end'
+      raise ValueError(f'{path}:{number + 1}: found {key(record)}, expected {wanted}: it belongs to another run; use another --workdir')
+  return records
 
 
 # Folders.

@@ -166,10 +166,12 @@ def test_splits_of_the_table_are_isolated(household, seed):
 # Planted leaks.
 
 
-def test_isolated_splits_pass():
-  isolation.check_isolation(TRAIN, TEST)
-  isolation.check_splits(SPLITS)
-  isolation.check_isolation([], TEST)
+def test_isolated_splits_pass_and_the_same_ones_do_not_with_a_game_in_both():
+  assert isolation.check_isolation(TRAIN, TEST) is None
+  assert isolation.check_isolation([], TEST) is None
+  assert isolation.check_splits(SPLITS) is None
+  both = SPLITS | {'heldout_games': [*SPLITS['heldout_games'], disguised(TRAIN[0], 'another', split='heldout_games')]}
+  assert {leak.found for leak in leaks_of(isolation.check_splits, both).leaks} == {TRAIN[0].game_id}
 
 
 def test_a_test_game_in_train_is_named():

@@ -89,5 +89,5 @@ def test_a_broken_off_log_is_taken_up_where_it_stops(tmp_path):
 
 def test_a_log_of_other_tasks_is_refused(tmp_path):
   play(tmp_path / 'log.jsonl', Agent(), TASKS[:2])
-  with pytest.raises(ValueError, match='log.jsonl holds episodes of other tasks'):
+  with pytest.raises(ValueError, match='log.jsonl:1: found .* it belongs to another run'):
     play(tmp_path / 'log.jsonl', Agent(), TASKS[1:])

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from mempi_jax.envs.alfworld.generator import generate_games
-from mempi_jax.evals.isolation import IsolationError, check_bank_isolation, check_memory_isolation, check_training_isolation
+from mempi_jax.evals.isolation import IsolationError, check_experience
 from mempi_jax.experience.bank import BankEntry, distill_entries
 from mempi_jax.types import Context, Decision, Episode, Guidance, Status, Step, Task
 
@@ -43,63 +43,66 @@ def copy_of(game, game_id):
   return dataclasses.replace(game, game_id=game_id, split='train')
 
 
-def test_a_clean_bank_passes_as_episodes_and_as_entries():
+def test_a_clean_bank_passes_and_the_same_one_does_not_where_its_games_are_test_games():
   episodes = [episode(game) for game in TRAIN]
-  check_bank_isolation(episodes, TRAIN, TEST)
-  check_bank_isolation(distill_entries(episodes), TRAIN, TEST)
-  check_memory_isolation('rag', distill_entries(episodes), TRAIN, TEST)
-  check_memory_isolation('mem0', [source for e in distill_entries(episodes) for source in e.sources], TRAIN, TEST)
-  check_training_isolation([task_of(game, seed=seed) for game in TRAIN for seed in (1, 2)], TRAIN, TEST)
+  entries = distill_entries(episodes)
+  tasks = [task_of(game, seed=seed) for game in TRAIN for seed in (1, 2)]
+  sources = [source for entry in entries for source in entry.sources]
+  for things in (episodes, entries, tasks, sources):
+    assert check_experience('clean', things, TRAIN, TEST) is None
+    with pytest.raises(IsolationError) as error:
+      check_experience('clean', things, TRAIN, [*TEST, TRAIN[0]])
+    assert {leak.test for leak in error.value.leaks} == {TRAIN[0].game_id}
 
 
 @pytest.mark.parametrize('make', [episode, entry])
 def test_a_bank_with_an_episode_of_a_test_game(make):
-  found, text = leaks(check_bank_isolation, [make(TRAIN[0]), make(GAMES[3])], TRAIN, TEST)
+  found, text = leaks(check_experience, 'the experience bank', [make(TRAIN[0]), make(GAMES[3])], TRAIN, TEST)
   assert found == [('task', f'{GAMES[3].game_id}@7')]
   assert text == f'the experience bank: leaks of test games: 1 of kind task: {GAMES[3].game_id}@7 is of a game of heldout_games'
 
 
 def test_a_bank_with_a_test_game_under_a_train_id():
   smuggled = copy_of(GAMES[3], 'maple-train-s0-88888')
-  found, text = leaks(check_bank_isolation, [entry(smuggled)], [*TRAIN, smuggled], TEST)
+  found, text = leaks(check_experience, 'the experience bank', [entry(smuggled)], [*TRAIN, smuggled], TEST)
   assert found == [('game', 'maple-train-s0-88888@7')] and f'has layout and goal of {GAMES[3].game_id} of heldout_games' in text
 
 
 def test_a_bank_with_a_held_out_goal():
   # The entry's own sentence counts, whatever game it says that it is from.
-  found, text = leaks(check_bank_isolation, [entry(TRAIN[0], goal=GOALS[2].goal)], TRAIN, TEST)
+  found, text = leaks(check_experience, 'the experience bank', [entry(TRAIN[0], goal=GOALS[2].goal)], TRAIN, TEST)
   assert found == [('goal', f'{TRAIN[0].game_id}@7')] and GOALS[2].target in text and 'of heldout_goals' in text
 
 
 def test_a_bank_that_says_it_is_of_another_split():
-  found, _ = leaks(check_bank_isolation, [entry(TRAIN[0], split='heldout_games')], TRAIN, TEST)
+  found, _ = leaks(check_experience, 'the experience bank', [entry(TRAIN[0], split='heldout_games')], TRAIN, TEST)
   assert found == [('split', f'{TRAIN[0].game_id}@7')]
 
 
 def test_an_entry_is_judged_by_all_its_sources():
   merged = entry(TRAIN[0], sources=(f'{TRAIN[0].game_id}@7', f'{TRAIN[1].game_id}@9', f'{GAMES[0].game_id}@1'))
-  found, text = leaks(check_memory_isolation, 'rag', [merged], TRAIN, TEST)
+  found, text = leaks(check_experience, 'the memory rag', [merged], TRAIN, TEST)
   assert found == [('task', f'{GAMES[0].game_id}@1')] and text.startswith('the memory rag: ')
 
 
 def test_what_a_memory_quotes_is_judged_by_its_source():
   quoted = [f'{TRAIN[0].game_id}@7', f'{GOALS[1].game_id}@3', 'elsewhere-00001@4']
-  found, text = leaks(check_memory_isolation, 'memrl', quoted, TRAIN, TEST)
+  found, text = leaks(check_experience, 'the memory memrl', quoted, TRAIN, TEST)
   assert found == [('task', f'{GOALS[1].game_id}@3'), ('unknown', 'elsewhere-00001@4')]
   assert 'elsewhere-00001@4 is of no game of the train split' in text
   with pytest.raises(ValueError, match="source 'no seed': expected task_id@seed"):
-    check_memory_isolation('memrl', ['no seed'], TRAIN, TEST)
+    check_experience('the memory memrl', ['no seed'], TRAIN, TEST)
 
 
 def test_training_on_a_test_game():
   tasks = [task_of(TRAIN[0]), task_of(GAMES[2]), task_of(GAMES[2], seed=8)]
-  found, text = leaks(check_training_isolation, tasks, TRAIN, TEST)
+  found, text = leaks(check_experience, 'the training tasks', tasks, TRAIN, TEST)
   assert found == [('task', f'{GAMES[2].game_id}@7'), ('task', f'{GAMES[2].game_id}@8')] and text.startswith('the training tasks: ')
 
 
 def test_training_on_a_held_out_goal_or_a_copy():
   goal, game = copy_of(GOALS[4], 'maple-train-s0-77777'), copy_of(GAMES[4], 'maple-train-s0-66666')
-  found, _ = leaks(check_training_isolation, [task_of(goal), task_of(game)], [*TRAIN, goal, game], TEST)
+  found, _ = leaks(check_experience, 'the training tasks', [task_of(goal), task_of(game)], [*TRAIN, goal, game], TEST)
   assert found == [
     ('game', 'maple-train-s0-77777@7'),
     ('goal', 'maple-train-s0-77777@7'),

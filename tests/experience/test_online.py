@@ -71,6 +71,6 @@ def test_a_killed_run_goes_on(tmp_path, kept, played):
 
 def test_another_runs_log_is_refused(tmp_path):
   learn_online(Counting(), Runner(), BATCHES, tmp_path / 'log.jsonl', seed=0)
-  with pytest.raises(ValueError, match='episodes of other tasks'):
+  with pytest.raises(ValueError, match='belongs to another run'):
     learn_online(Counting(), Runner(), [TASKS[1:]], tmp_path / 'log.jsonl', seed=0)
   assert len(list(files.read_jsonl(tmp_path / 'log.jsonl'))) == 6

@@ -94,7 +94,7 @@ def test_a_manager_is_asked_once_about_each_fact(tmp_path, kept):
   counts = build_facts(BANK, again, Asked(replace=True), path)
   assert asked == FACTS[kept:]
   assert (again.state(), counts['UPDATE'], path.read_text()) == (whole.state(), 2, ''.join(lines))
-  with pytest.raises(ValueError, match='about other facts'):
+  with pytest.raises(ValueError, match='belongs to another run'):
     build_facts(BANK[1:], FactStore('bag'), RuleManager(replace=True), path)
 
 

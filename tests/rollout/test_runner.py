@@ -140,3 +140,12 @@ def test_groups():
   assert all(group.episodes[0].status is Status.TRUNCATED for group in groups)
   with pytest.raises(ValueError, match='must generate'):
     run_groups(runner, tasks, [[SILENT], [SILENT]], [[3], [4]], quiet)
+
+
+def test_guidance_may_grant_more_steps():
+  """Two steps are allowed; one of two equal guidances grants three more, and they are not the same episode."""
+  runner = Runner(Env, Agent(), lambda task: 2, 4)
+  task = Task('env', 'a', 'train', 1)
+  episodes = runner.run([task, task], [SILENT, Guidance(Decision.ABSTAIN, extra_steps=3)])
+  assert [len(episode.steps) for episode in episodes] == [2, 5]
+  assert [episode.status for episode in episodes] == [Status.TRUNCATED] * 2

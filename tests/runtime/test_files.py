@@ -142,3 +142,18 @@ def test_hashes(tmp_path):
   assert files.hash_folder(tmp_path) != before
   with pytest.raises(FileNotFoundError, match='no folder'):
     files.hash_folder(tmp_path / 'missing')
+
+
+def test_a_log_that_was_begun_goes_on_and_another_runs_log_is_named(tmp_path):
+  path, expected = tmp_path / 'log.jsonl', [('a', 1), ('b', 2), ('c', 3)]
+  read = lambda: files.read_started(path, expected, lambda record: (record['task'], record['seed']))
+  assert read() == []
+  path.write_text('{"task": "a", "seed": 1}\n{"task": "b", "seed": 2}\n{"task": "c", "se')
+  assert read() == [{'task': 'a', 'seed': 1}, {'task': 'b', 'seed': 2}]
+  assert path.read_text().endswith('"seed": 2}\n')
+  path.write_text('{"task": "a", "seed": 1}\n{"task": "b", "seed": 9}\n')
+  with pytest.raises(ValueError, match=r"log.jsonl:2: found \('b', 9\), expected \('b', 2\): it belongs to another run"):
+    read()
+  path.write_text(''.join(f'{{"task": "{task}", "seed": {seed}}}\n' for task, seed in [*expected, ('d', 4)]))
+  with pytest.raises(ValueError, match=r"log.jsonl:4: found \('d', 4\), expected its end"):
+    read()
