@@ -37,11 +37,13 @@ def get_config(ablation: str = 'full') -> ConfigDict:
   """configs/alfworld.py with one ablation of `ABLATIONS`."""
   if ablation not in ABLATIONS:
     raise ConfigError(f'unknown ablation {ablation!r}: expected one of {", ".join(ABLATIONS)}')
-  return override(load_config(Path(__file__).with_name('alfworld.py')), ABLATIONS[ablation])
+  config = load_config(Path(__file__).with_name('alfworld.py'))
+  config.eval.memories, config.eval.difficulty_runs = ('none', 'mempi_stage1', 'mempi'), 2
+  return override(config, ABLATIONS[ablation])
 
 
 def sweep() -> Iterator[dict[str, Any]]:
   """The overrides of each run, two seeds an ablation."""
-  for overrides in ABLATIONS.values():
-    for seed in (0, 1):
+  for seed in (0, 1):
+    for overrides in ABLATIONS.values():
       yield {**overrides, 'seed': seed}
