@@ -26,6 +26,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference, FrozenConfigDict, config_dict
 
 PREFIX = '--config.'
+VARIANT = 'variant'  # of a run in sweep(): no field, but the name of what the run tries
 
 
 class ConfigError(ValueError):
@@ -60,14 +61,19 @@ def load_config(path_with_args: str | Path, overrides: Mapping[str, Any] | None 
 def load_sweep(path: str | Path) -> list[dict[str, Any]]:
   """The overrides of every run of a config file's `sweep()`, each one checked against its config.
 
+  The key 'variant' is reserved: no field, but the name of what the run tries, which runs of other households and seeds share. It is kept.
+
   Raises:
-    ConfigError: the file has no `sweep`, or a run overrides an unknown field or gives a value of another type.
+    ConfigError: the file has no `sweep`, or a run overrides an unknown field, gives a value of another type, or a variant that is no name.
   """
   module = _run_file(Path(path))
   runs = [dict(overrides) for overrides in _function(module, str(path), 'sweep')()]
   for index, overrides in enumerate(runs):
     try:
-      load_config(path, overrides)
+      variant = overrides.get(VARIANT, 'base')
+      if not isinstance(variant, str) or not variant.strip():
+        raise ConfigError(f'{VARIANT} is {variant!r} ({type(variant).__name__}), expected a name, text that is not empty')
+      load_config(path, {name: value for name, value in overrides.items() if name != VARIANT})
     except ConfigError as error:
       raise ConfigError(f'{path}: run {index} of sweep(): {error}') from None
   return runs

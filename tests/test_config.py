@@ -112,6 +112,16 @@ def test_sweep(base, tmp_path):
     load_sweep(tmp_path / 'bad.py')
 
 
+def test_the_name_of_a_variant_is_no_field_of_the_config(tmp_path):
+  path = tmp_path / 'named.py'
+  path.write_text(BASE.replace("yield {'seed'", "yield {'variant': 'low', 'seed'"))
+  assert load_sweep(path)[1] == {'variant': 'low', 'seed': 1, 'rl.learning_rate': 1}
+  for wrong, shown in (('3', r"3 \(int\)"), ("' '", r"' ' \(str\)"), ('None', r'None \(NoneType\)')):
+    path.write_text(BASE.replace("yield {'seed'", f"yield {{'variant': {wrong}, 'seed'"))
+    with pytest.raises(ConfigError, match=rf'run 0 of sweep\(\): variant is {shown}, expected a name, text that is not empty'):
+      load_sweep(path)
+
+
 def test_a_derived_config_can_only_change_what_exists(base, tmp_path):
   derived = tmp_path / 'derived.py'
   source = (
