@@ -160,9 +160,7 @@ def differences(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
   splits = list(dict.fromkeys(row['split'] for row in comparisons))
   figure = _figure(7.2, 0.9 + 0.36 * (len(comparisons) + 0.9 * len(splits)))
   axes = figure.add_subplot()
-  # Tenths that hold every interval, and 0.
-  left = max(-1.0, math.floor(min(0.0, *(row['ci95'][0] - 0.02 for row in comparisons)) * 10) / 10)
-  right = min(1.0, math.ceil(max(0.0, *(row['ci95'][1] + 0.02 for row in comparisons)) * 10) / 10)
+  left, right = _tenths(comparisons)
   y, ticks, names = 0.0, [], []
   for split in splits:
     axes.text(left, y, split_label(split), weight='bold', va='center')
@@ -180,6 +178,37 @@ def differences(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
   axes.set_xlim(left, right)
   axes.grid(axis='y', visible=False)
   axes.set_xlabel('difference of success rates, with 95% interval over games')
+  return figure
+
+
+def variants(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
+  """Each variant minus the reference, with 95% intervals: one group of lines a variant, one line a memory. Of one split, as
+  variants.compare returns them."""
+  names = list(dict.fromkeys(row['variant'] for row in comparisons))
+  present = {row['memory'] for row in comparisons}
+  memories = [memory for memory in COLOURS if memory in present] + sorted(present - COLOURS.keys())
+  groups = [(name, [row for memory in memories for row in comparisons if (row['variant'], row['memory']) == (name, memory)]) for name in names]
+  figure = _figure(7.2, 1.5 + 0.24 * len(comparisons) + 0.16 * len(groups) + 0.22 * math.ceil(len(memories) / 3))
+  axes = figure.add_subplot()
+  left, right = _tenths(comparisons)
+  y, ticks = 0.0, []
+  for number, (_, group) in enumerate(groups):
+    if number:
+      axes.axhline(y - 0.85, color=_ink('faint'), lw=0.7)
+    ticks.append(y + (len(group) - 1) / 2)
+    for row in group:
+      _point(axes, row['memory'], row['diff'], y, x_interval=row['ci95'])
+      axes.text(right + 0.015 * (right - left), y, f'{row["diff"]:+.3f}'.replace('-', '−'), va='center', ha='left', fontsize=9)
+      y += 1.0
+    y += 0.7
+  axes.axvline(0.0, color=_ink('quiet'), lw=1.2)
+  axes.set_yticks(ticks, [_shorten(name) for name, _ in groups])
+  axes.tick_params(axis='y', length=0)
+  axes.set_ylim(y - 0.85, -0.85)
+  axes.set_xlim(left, right)
+  axes.grid(axis='y', visible=False)
+  axes.set_xlabel(f'success minus that of {_shorten(comparisons[0]["reference"])}, with 95% interval over games')
+  _legend(figure, memories)
   return figure
 
 
@@ -500,6 +529,19 @@ def _point(axes: Any, memory: str, x: float, y: float, *, x_interval: Any = None
     capsize=3,
     zorder=3,
   )
+
+
+def _tenths(comparisons: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+  """Tenths that hold every interval, and 0."""
+  left = math.floor(min(0.0, *(row['ci95'][0] - 0.02 for row in comparisons)) * 10) / 10
+  right = math.ceil(max(0.0, *(row['ci95'][1] + 0.02 for row in comparisons)) * 10) / 10
+  return max(-1.0, left), min(1.0, right)
+
+
+def _shorten(text: str, most: int = 36) -> str:
+  """A name on one line, its end left out where it is long."""
+  text = ' '.join(text.split())
+  return text if len(text) <= most else f'{text[: most - 1]}…'
 
 
 def _side_by_side(values: Sequence[float], step: float) -> list[float]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mempi_jax.evals.plots import label, short_label, split_label
 from mempi_jax.evals.success import Record, memories_of, splits_of
+from mempi_jax.evals.variants import FIXED
 
 WIDE = 10  # more columns than this are set in smaller type
 _NOTHING = '–'  # where there is no value
@@ -130,6 +131,93 @@ def runs_table(runs: Sequence[Record], memories: Sequence[str], main_split: str)
   )
   head = ('household', 'seed', 'episodes', *map(short_label, memories))
   return Table('runs', f'Success on {split_label(main_split)}, run by run.', head, body, _flat(runs))
+
+
+def variants_table(rows: Sequence[Record], comparisons: Sequence[Record], memory: str | None, main_split: str) -> Table:
+  """One line a variant, the reference first: success of every memory that a variant may change, and what `memory` costs and gains.
+
+  Of the main split. `rows` and `comparisons` as variants.summarise and variants.compare return them; without a `memory` nothing is compared.
+  """
+  here = [row for row in rows if row['split'] == main_split]
+  cells = {(row['variant'], row['memory']): row for row in here}
+  pairs = {row['variant']: row for row in comparisons if (row['split'], row['memory']) == (main_split, memory)}
+  names = list(dict.fromkeys(row['variant'] for row in here))
+  shown = [name for name in memories_of(here) if name not in FIXED]
+  body, records = [], []
+  for variant in names:
+    found = [cells.get((variant, name)) for name in shown]
+    line = [Cell(f'{row["success_rate"]:.3f}', _interval(row['ci95'])) if row else Cell(_NOTHING) for row in found]
+    own, pair = cells.get((variant, memory), {}), pairs.get(variant)
+    if pair:
+      difference = [_difference(pair['diff'], pair['ci95']), Cell(p_value(pair['holm_p']))]
+    else:
+      difference = [Cell('reference' if variant == names[0] else _NOTHING), Cell('' if variant == names[0] else _NOTHING)]
+    costs = {field: own.get(field) for field in ('abstain_rate', 'guidance_tokens')}
+    body.append((Cell(variant), *line, *([*map(number, costs.values()), *difference] if memory else [])))
+    record: Record = {'variant': variant}
+    for name, row in zip(shown, found):
+      low, high = row['ci95'] if row else (None, None)
+      record |= {f'{name}_success_rate': row and row['success_rate'], f'{name}_ci95_low': low, f'{name}_ci95_high': high}
+    low, high = pair['ci95'] if pair else (None, None)
+    record |= costs | {'diff': pair and pair['diff'], 'diff_ci95_low': low, 'diff_ci95_high': high, 'holm_p': pair and pair['holm_p']}
+    records.append(record)
+  sizes = sorted({row['n'] for row in here})
+  number_of_runs = here[0]['runs']
+  caption = (
+    f'Success rate on {split_label(main_split)} with 95% interval over games, {"–".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))} '
+    f'episodes of {number_of_runs} run{"s" if number_of_runs > 1 else ""} a variant.'
+  )
+  if memory:
+    caption += (
+      f' Abstention, guidance tokens and difference: {label(memory)}, the variant minus {names[0]}, paired over game and seed, with 95% '
+      "interval; p: exact McNemar test after Holm's correction over the variants."
+    )
+  if alone := cells.get((names[0], 'none')):
+    caption += f' The agent alone: {alone["success_rate"]:.3f} {_interval(alone["ci95"])}.'
+  head = ('variant', *map(short_label, shown), *(('abstains', 'guidance tokens', 'difference', 'p (Holm)') if memory else ()))
+  return Table('variants', caption, head, tuple(body), tuple(records))
+
+
+def variant_cells_table(rows: Sequence[Record]) -> Table:
+  """One line a split, variant and memory, with all that was measured. `rows` as variants.summarise returns them."""
+  body = tuple(
+    (
+      Cell(split_label(row['split'])),
+      Cell(row['variant']),
+      _memory(row['memory']),
+      Cell(str(row['n'])),
+      Cell(f'{row["success_rate"]:.3f}', _interval(row['ci95'])),
+      number(row['abstain_rate']),
+      number(row['guidance_tokens']),
+      number(row['agent_steps']),
+    )
+    for row in rows
+  )
+  head = ('split', 'variant', 'memory', 'episodes', 'success', 'abstains', 'guidance tokens', 'agent steps')
+  caption = 'Every memory of every variant on every split: success rate with 95% interval over games, and means per episode.'
+  return Table('variant_cells', caption, head, body, _flat(rows), names=3, groups=_groups(rows, 'split', 'variant'))
+
+
+def variant_comparisons_table(comparisons: Sequence[Record]) -> Table:
+  """One line a split, memory and variant that is compared with the reference. `comparisons` as variants.compare returns them."""
+  body = []
+  for row in comparisons:
+    effect = row['minimum_detectable_effect']
+    body.append(
+      (
+        Cell(split_label(row['split'])),
+        _memory(row['memory']),
+        Cell(f'{row["variant"]} − {row["reference"]}'),
+        _difference(row['diff'], row['ci95']),
+        Cell(p_value(row['mcnemar_p'])),
+        Cell(p_value(row['holm_p'])),
+        Cell(_NOTHING if effect is None else f'{effect:.3f}'),
+      )
+    )
+  head = ('split', 'memory', 'comparison', 'difference', 'p', 'p (Holm)', 'MDE')
+  caption = 'Differences of success rates between variants, paired over game and seed, with 95% interval; MDE: minimum detectable effect.'
+  groups = _groups(comparisons, 'split', 'memory')
+  return Table('variant_comparisons', caption, head, tuple(body), _flat(comparisons), names=3, groups=groups)
 
 
 def abstention_table(details: Mapping[str, Sequence[Record]]) -> Table:
@@ -334,7 +422,7 @@ def to_latex(table: Table) -> str:
 def to_markdown(table: Table) -> str:
   """The table as a reader sees it, in Markdown."""
   lines = [table.head, ['---'] * table.names + ['---:'] * (len(table.head) - table.names), *table.body]
-  return ''.join('| ' + ' | '.join(_markdown_cell(str(cell)) for cell in line) + ' |\n' for line in lines)
+  return ''.join('| ' + ' | '.join(markdown_text(str(cell)) for cell in line) + ' |\n' for line in lines)
 
 
 # Text.
@@ -350,6 +438,11 @@ def plain(text: str) -> str:
 def latex_text(text: str) -> str:
   """Text that LaTeX prints as it is."""
   return ' '.join(map(_latex_word, plain(text).split()))
+
+
+def markdown_text(text: str) -> str:
+  """Text on one line that Markdown takes neither for HTML nor for the end of a cell."""
+  return plain(text).replace('&', '&amp;').replace('<', '&lt;').replace('|', '\\|').replace('\n', ' ')
 
 
 def number(value: float | None) -> Cell:
@@ -383,7 +476,7 @@ def duration(seconds: Any) -> str:
 
 _CONTEXTS = {'': 'all', '_decisive': 'where guidance made a difference'}  # suffix of calibration.summarise's fields -> which contexts
 _TOKENS = ('inserted', 'read', 'written', 'all tokens')
-_FIRST = ('split', 'memory', 'bucket', 'a', 'b', 'household', 'seed', 'n')
+_FIRST = ('variant', 'split', 'memory', 'bucket', 'a', 'b', 'household', 'seed', 'n')
 _LATEX = {
   '\\': r'\textbackslash{}',
   '~': r'\textasciitilde{}',
@@ -436,8 +529,8 @@ def _interval(bounds: Sequence[float], digits: int = 3) -> str:
   return f'[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]'
 
 
-def _groups(rows: Sequence[Record], field: str) -> tuple[int, ...]:
-  return tuple(i for i in range(1, len(rows)) if rows[i][field] != rows[i - 1][field])
+def _groups(rows: Sequence[Record], *fields: str) -> tuple[int, ...]:
+  return tuple(i for i in range(1, len(rows)) if any(rows[i][field] != rows[i - 1][field] for field in fields))
 
 
 def _flat(rows: Sequence[Mapping[str, Any]]) -> tuple[Record, ...]:
@@ -473,7 +566,3 @@ def _latex_word(word: str) -> str:
 
 def _latex_cell(cell: Cell, size: str) -> str:
   return latex_text(cell.text) + (rf' {{\{size} {latex_text(cell.interval)}}}' if cell.interval else '')
-
-
-def _markdown_cell(text: str) -> str:
-  return plain(text).replace('&', '&amp;').replace('<', '&lt;').replace('|', '\\|').replace('\n', ' ')
