@@ -2,6 +2,8 @@
 
     python -m mempi_jax.sweep --config=configs/ablations.py --workdir=runs/ablations --jobs=2
 
+The table is in runs/ablations/variants/, each ablation paired with the full method; `--tables` makes it from what is finished so far.
+
 One alone: `python -m mempi_jax.train --config=configs/ablations.py:ablation=no_gate --workdir=runs/no_gate`. No stage 2 is the row
 `mempi_stage1` of every run.
 """
@@ -45,5 +47,5 @@ def get_config(ablation: str = 'full') -> ConfigDict:
 def sweep() -> Iterator[dict[str, Any]]:
   """The overrides of each run, two seeds an ablation."""
   for seed in (0, 1):
-    for overrides in ABLATIONS.values():
-      yield {**overrides, 'seed': seed}
+    for name, overrides in ABLATIONS.items():
+      yield {'variant': name, **overrides, 'seed': seed}

@@ -2,7 +2,7 @@
 
     python -m mempi_jax.evaluate --config=configs/analysis_corruption.py --workdir=runs/analysis_corruption
 
-runs/analysis_corruption/runs.csv has a line for each run and memory.
+The table is in runs/analysis_corruption/variants/, each share paired with the bank that has none; runs.csv has a line for each run and memory.
 """
 
 from collections.abc import Iterator
@@ -25,4 +25,4 @@ def sweep() -> Iterator[dict[str, Any]]:
   """The overrides of each run."""
   for share in (0.0, 0.1, 0.3, 0.5):
     for seed in (0, 1):
-      yield {'bank.corruption': share, 'seed': seed}
+      yield {'variant': f'{share:.0%} wrong', 'bank.corruption': share, 'seed': seed}

@@ -2,7 +2,7 @@
 
     python -m mempi_jax.evaluate --config=configs/analysis_samples.py --workdir=runs/analysis_samples
 
-runs/analysis_samples/runs.csv has a line for each run and memory.
+The table is in runs/analysis_samples/variants/, each paired with the whole bank and all games; runs.csv has a line for each run and memory.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
 def sweep() -> Iterator[dict[str, Any]]:
   """The overrides of each run."""
   for seed in (0, 1):
-    for games in (100, 200, 400, 800):
-      yield {'bank.games': games, 'seed': seed}
+    for games in (800, 100, 200, 400):
+      yield {'variant': f'{games} games', 'bank.games': games, 'seed': seed}
     for games in (240, 480):
-      yield {'stage2.games': games, 'seed': seed}
+      yield {'variant': f'{games} games of stage 2', 'stage2.games': games, 'seed': seed}

@@ -1,17 +1,19 @@
 """Runs every experiment of a config's `sweep()`: training, evaluation and report, each in a folder named after its overrides.
 
     python -m mempi_jax.sweep --config=configs/alfworld_sweep.py --workdir=runs/alfworld_sweep --jobs=1
+    python -m mempi_jax.sweep --config=configs/ablations.py --workdir=runs/ablations --tables        # runs nothing: tables of what is finished
 
 Finished runs are skipped and killed ones go on, as each command does by itself. At the end WORKDIR/runs.csv has a line for each run and
-memory; runs that differ in household and seed alone are pooled into WORKDIR/pooled/ (see `mempi_jax.report`). On a cluster, start one process a machine with `--shard=I/N`: machine I takes every N-th run.
+memory. Runs that differ in household and seed alone are one variant; `sweep()` may give it a name under the key 'variant'. One variant is
+pooled into WORKDIR/pooled/ (see `mempi_jax.report`); several are pooled one by one, and compared with the first, in WORKDIR/variants/ (see
+`mempi_jax.variants_report`). On a cluster, start one process a machine with `--shard=I/N`: machine I takes every N-th run; `--tables` once
+all are done.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import csv
-import io
 import re
 import subprocess
 import sys
@@ -19,24 +21,65 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mempi_jax.config import ConfigError, load_sweep
+from mempi_jax.config import VARIANT, ConfigError, load_sweep
 from mempi_jax.runtime.files import ensure_writable, read_json, write_text
 from mempi_jax.runtime.workdir import COMPILED, report_errors, share_compilations
 
-RUNS = 'runs.csv'
-POOLED = {'world.household', 'seed'}  # fields that pooled runs may differ in
+RUNS, POOLED_FOLDER, VARIANTS_FOLDER = 'runs.csv', 'pooled', 'variants'
+POOLED = ('world.household', 'seed')  # fields that runs of one variant may differ in
+RESULTS = 'results.json'  # what a finished run has
+
+Run = Mapping[str, Any]  # overrides, and under 'variant' the name that sweep() gave
+
+_MOST_NAMED = 6  # runs in a printed line
 
 
-def folder_name(overrides: Mapping[str, Any]) -> str:
-  """'household=maple,seed=1': last names of the fields, with every character that a path could misread replaced."""
-  text = ','.join(f'{name.rpartition(".")[2]}={value}' for name, value in overrides.items())
-  return re.sub(r'[^A-Za-z0-9=,._-]', '_', text) or 'base'
+# Names.
 
 
-def run_one(config: str, workdir: Path, overrides: Mapping[str, Any]) -> int:
+def variant_of(run: Run) -> str:
+  """The name that `sweep()` gave, or else the overrides but household and seed: 'corruption=0.1', 'base' where there are none."""
+  return run.get(VARIANT) or ','.join(_parts({name: value for name, value in run.items() if name not in POOLED})) or 'base'
+
+
+def folder_name(run: Run) -> str:
+  """'household=maple,seed=1', or 'no_gate,seed=1' for a named variant: every character that a path could misread is replaced."""
+  parts = [run[VARIANT], *_parts({name: run[name] for name in run if name in POOLED})] if VARIANT in run else _parts(run)
+  return re.sub(r'^\.|[^A-Za-z0-9=,._-]', '_', ','.join(parts)) or 'base'
+
+
+def variants_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
+  """Variant -> its runs, in the order in which the variants first come.
+
+  Raises:
+    ConfigError: runs of one variant differ in more than household and seed, or two runs would share a folder, or one take that of
+      the sweep's own files; names the variant and fields, or the folder.
+  """
+  variants: dict[str, list[Run]] = {}
+  taken = {RUNS, POOLED_FOLDER, VARIANTS_FOLDER, COMPILED}
+  for run in runs:
+    own = variants.setdefault(variant_of(run), [])
+    own.append(run)
+    differ = [name for name in dict.fromkeys((*own[0], *run)) if name not in POOLED and own[0].get(name, ...) != run.get(name, ...)]
+    if differ:
+      raise ConfigError(f'runs of the variant {variant_of(run)!r} differ in {", ".join(differ)}: only household and seed may')
+    if folder_name(run) in taken:
+      raise ConfigError(f'the folder {folder_name(run)} of a run of the variant {variant_of(run)!r} is taken: its name must be another')
+    taken.add(folder_name(run))
+  return variants
+
+
+def _parts(overrides: Run) -> list[str]:
+  return [f'{name.rpartition(".")[2]}={value}' for name, value in overrides.items()]
+
+
+# Running.
+
+
+def run_one(config: str, workdir: Path, run: Run) -> int:
   """Trains, evaluates and reports one run; what it prints goes to WORKDIR/log.txt. Returns the first exit status that is not 0."""
   ensure_writable(workdir)
-  fields = [f'--config.{name}={value}' for name, value in overrides.items()]
+  fields = [f'--config.{name}={value}' for name, value in run.items() if name != VARIANT]
   commands = [
     ['mempi_jax.train', f'--config={config}', f'--workdir={workdir}', *fields],
     ['mempi_jax.evaluate', f'--config={config}', f'--workdir={workdir}', *fields],
@@ -59,16 +102,21 @@ def take_shard(runs: Sequence[Any], shard: str) -> list[Any]:
 
 
 def run_sweep(config: str, workdir: Path, *, jobs: int, shard: str = '0/1') -> list[Path]:
-  """All runs of a config's `sweep()`, or those of a shard, `jobs` at a time; then the pooled report, if these are all of several.
+  """All runs of a config's `sweep()`, or those of a shard, `jobs` at a time; then the tables, if these are all.
 
-  Returns the folders. Raises ConfigError where there is nothing to run, SystemExit where a run failed; the others are finished all the same.
+  Returns the folders. Raises ConfigError where there is nothing to run, and what `variants_of` raises, before anything starts; SystemExit where
+  a run failed, the others are finished all the same; and what `write_tables` raises.
   """
-  runs = take_shard(load_sweep(config), shard)
+  runs = load_sweep(config)
+  if not runs:
+    raise ConfigError(f'{config}: sweep() has no runs')
+  variants_of(runs)
+  runs = take_shard(runs, shard)
   share_compilations(workdir / COMPILED)
-  folders = [workdir / folder_name(overrides) for overrides in runs]
+  folders = [workdir / folder_name(run) for run in runs]
   failed = []
   with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
-    waiting = {pool.submit(run_one, config, folder, overrides): folder for folder, overrides in zip(folders, runs, strict=True)}
+    waiting = {pool.submit(run_one, config, folder, run): folder for folder, run in zip(folders, runs, strict=True)}
     for done in concurrent.futures.as_completed(waiting):
       folder, status = waiting[done], done.result()
       outcome = f'failed with status {status}, see {folder / "log.txt"}' if status else 'finished'
@@ -78,24 +126,98 @@ def run_sweep(config: str, workdir: Path, *, jobs: int, shard: str = '0/1') -> l
   if failed:
     raise SystemExit(1)
   if shard == '0/1':
-    write_table(workdir, runs, folders)
-    if len(folders) > 1 and all(set(overrides) <= POOLED for overrides in runs):
-      pooled = ['mempi_jax.report', '--workdirs', *map(str, folders), '--out', str(workdir / 'pooled')]
-      subprocess.run([sys.executable, '-m', *pooled], check=True)
+    write_tables(workdir, runs)
   return folders
 
 
-def write_table(workdir: Path, runs: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> None:
+# Tables.
+
+
+def write_tables(workdir: Path, runs: Sequence[Run]) -> None:
+  """WORKDIR/runs.csv of finished runs; of several variants WORKDIR/variants/, of several runs of one WORKDIR/pooled/.
+
+  Raises:
+    EpisodesError, ManifestError: variants that cannot be compared, see `mempi_jax.evals.variants`.
+  """
+  variants = variants_of(runs)
+  _write_runs(workdir, runs, variants)
+  _compare_or_pool(workdir, variants)
+
+
+def write_finished(workdir: Path, runs: Sequence[Run]) -> None:
+  """As `write_tables`, of a sweep that may still be in progress; prints what the tables leave out.
+
+  All variants of a table need the same households and seeds. Of those that the reference (the first variant) has finished, it takes
+  the ones over which the complete variants have most runs: all variants on the first seed, say, or fewer of them on both.
+
+  Raises:
+    ConfigError: no run is finished, or none of the reference, or of no other variant one of the same household and seed. What
+      `write_tables` raises.
+  """
+  variants = variants_of(runs)
+  finished = [run for run in runs if (workdir / folder_name(run) / RESULTS).exists()]
+  if not finished:
+    raise ConfigError(f'{workdir}: no run of this sweep is finished, so there is nothing to make tables of')
+  chosen = _most_comparable(workdir, variants, finished) if len(variants) > 1 else {variant_of(finished[0]): finished}
+  unfinished = [folder_name(run) for run in runs if run not in finished]
+  unused = [folder_name(run) for run in finished if not any(run in own for own in chosen.values())]
+  for names, why in ((unfinished, 'not finished'), (unused, 'finished, but the others of the table lack its household and seed')):
+    if names:
+      shown = ', '.join(names[:_MOST_NAMED]) + (', ...' if len(names) > _MOST_NAMED else '')
+      print(f'left out, {why}: {len(names)} of {len(runs)} runs: {shown}')
+  _write_runs(workdir, finished, variants)
+  _compare_or_pool(workdir, chosen)
+
+
+def write_table(workdir: Path, runs: Sequence[Run], folders: Sequence[Path]) -> None:
   """WORKDIR/runs.csv: one line a run, split and memory, with the fields that the runs differ in."""
-  names = list(dict.fromkeys(name for overrides in runs for name in overrides))
+  from mempi_jax.evals.tables import Table, to_csv
+
+  names = list(dict.fromkeys(name for run in runs for name in run))
   measures = ('n', 'success_rate', 'abstain_rate', 'guidance_tokens', 'agent_steps')
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(['run', *names, 'split', 'memory', *measures])
-  for overrides, folder in zip(runs, folders, strict=True):
-    for row in read_json(folder / 'results.json')['rows']:
-      writer.writerow([folder.name, *(overrides.get(name, '') for name in names), row['split'], row['memory'], *(row[m] for m in measures)])
-  write_text(workdir / RUNS, text.getvalue())
+  records = [
+    {'run': folder.name, **{name: run.get(name) for name in names}, **{name: row[name] for name in ('split', 'memory', *measures)}}
+    for run, folder in zip(runs, folders, strict=True)
+    for row in read_json(folder / RESULTS)['rows']
+  ]
+  head = ('run', *names, 'split', 'memory', *measures)
+  write_text(workdir / RUNS, to_csv(Table('runs', 'Every run.', head, (), tuple(records))))
+
+
+def _write_runs(workdir: Path, runs: Sequence[Run], variants: Mapping[str, Any]) -> None:
+  """`write_table`, with a column for the variants where there are several."""
+  named = [{VARIANT: variant_of(run), **run} for run in runs] if len(variants) > 1 else runs
+  write_table(workdir, named, [workdir / folder_name(run) for run in runs])
+
+
+def _compare_or_pool(workdir: Path, variants: Mapping[str, Sequence[Run]]) -> None:
+  folders = {variant: [workdir / folder_name(run) for run in own] for variant, own in variants.items()}
+  if len(folders) > 1:
+    from mempi_jax.variants_report import write_variants
+
+    path = write_variants(folders, workdir / VARIANTS_FOLDER)
+    print(path.with_name('table.md').read_text(encoding='utf-8'))
+    print(path)
+  elif len(own := next(iter(folders.values()))) > 1:
+    pooled = ['mempi_jax.report', '--workdirs', *map(str, own), '--out', str(workdir / POOLED_FOLDER)]
+    subprocess.run([sys.executable, '-m', *pooled], check=True)
+
+
+def _most_comparable(workdir: Path, variants: Mapping[str, Sequence[Run]], finished: Sequence[Run]) -> dict[str, list[Run]]:
+  """Variant -> the finished runs that one table can hold: the same households and seeds for all; see `write_finished`."""
+  cell = lambda run: tuple(run.get(name) for name in POOLED)
+  done = {variant: {cell(run): run for run in own if run in finished} for variant, own in variants.items()}
+  reference = next(iter(done))
+  if not done[reference]:
+    raise ConfigError(f'{workdir}: no run of {reference!r} is finished, the variant that the others are compared with')
+  shared = [done[reference].keys() & own.keys() for variant, own in done.items() if variant != reference]
+  shared = [cells for cells in shared if cells]
+  if not shared:
+    raise ConfigError(f'{workdir}: no variant but {reference!r} is finished on a household and seed that it has, so nothing can be compared')
+  complete = lambda cells: [variant for variant, own in done.items() if cells <= own.keys()]
+  options = [cells for cells in (*shared, set.intersection(*map(set, shared))) if cells]
+  best = max(options, key=lambda cells: (len(complete(cells)) * len(cells), len(complete(cells))))
+  return {variant: [run for place, run in done[variant].items() if place in best] for variant in complete(best)}
 
 
 @report_errors
@@ -106,7 +228,13 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument('--workdir', required=True, type=Path, metavar='FOLDER', help='one folder a run is made in it')
   parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
   parser.add_argument('--shard', default='0/1', metavar='I/N', help='take every N-th run from the I-th on')
+  parser.add_argument('--tables', action='store_true', help='run nothing; write the tables of the runs that are finished')
   options = parser.parse_args(arguments)
+  if options.tables:
+    if options.shard != '0/1':
+      parser.error('--tables takes all runs, not a shard')
+    write_finished(options.workdir, load_sweep(options.config))
+    return
   run_sweep(options.config, options.workdir, jobs=options.jobs, shard=options.shard)
 
 
