@@ -8,6 +8,7 @@ Splits, by construction:
     train, heldout_games   the same goals, other games
     heldout_goals          (task type, object, destination) combinations that the other splits never use
     long_horizon           large rooms, tasks of many steps
+    deployment             the same goals, other games: what comes after training, where habits may have moved
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mempi_jax.envs.alfworld import tables
 from mempi_jax.envs.alfworld.game import Game
 from mempi_jax.envs.alfworld.tables import text_name
 
-SPLITS = ('train', 'heldout_games', 'heldout_goals', 'long_horizon')
+SPLITS = ('train', 'heldout_games', 'heldout_goals', 'long_horizon', 'deployment')
 HELDOUT_SHARE = 0.15  # of the goal combinations
 RELIABLE_SHARE = 0.7  # of the (room, object type) pairs
 RELIABILITY = 0.9  # how often a reliable kind is where it usually is; an unreliable one is anywhere
@@ -75,21 +76,30 @@ class Goal:
 
 
 @functools.cache
-def household_habits(household: str) -> dict[tuple[str, str], Habit]:
-  """(room, object type) -> habit; a function of the household's name alone."""
-  rng = random.Random(f'habits of {household}')
+def household_habits(household: str, moved: float = 0.0) -> dict[tuple[str, str], Habit]:
+  """(room, object type) -> habit; a function of the household's name, and of the share of its habits that has moved.
+
+  A kind of object whose habit moved is usually in another place, and as reliably as before. What has moved at some share has moved, and to the
+  same place, at every larger one.
+  """
+  rng, change = random.Random(f'habits of {household}'), random.Random(f'moved habits of {household}')
   habits = {}
   for room, receptacles in tables.ROOMS.items():
     for target in tables.TARGETS[room]:
       places = [receptacle for receptacle in receptacles if tables.can_hold(receptacle, target)]
-      habits[room, target] = Habit(rng.choice(places), rng.random() < RELIABLE_SHARE)
+      habit = Habit(rng.choice(places), rng.random() < RELIABLE_SHARE)
+      others = [place for place in places if place != habit.usual]
+      draw, place = change.random(), change.random()
+      if draw < moved and others:
+        habit = Habit(others[int(place * len(others))], habit.reliable)
+      habits[room, target] = habit
   return habits
 
 
 @functools.cache
-def household_goals(household: str) -> tuple[tuple[Goal, ...], tuple[Goal, ...]]:
+def household_goals(household: str, moved: float = 0.0) -> tuple[tuple[Goal, ...], tuple[Goal, ...]]:
   """(goals of train, held-out goals) of a household. Nobody is asked to put a thing where it usually is already."""
-  habits = household_habits(household)
+  habits = household_habits(household, moved)
   common, heldout = [], []
   for room, receptacles in tables.ROOMS.items():
     for target in tables.TARGETS[room]:
@@ -122,7 +132,7 @@ def _busy(goal: Goal) -> tuple[str, ...]:
   return (goal.destination,)
 
 
-def generate_games(household: str, split: str, count: int, seed: int, *, small_fraction: float) -> list[Game]:
+def generate_games(household: str, split: str, count: int, seed: int, *, small_fraction: float, moved: float = 0.0) -> list[Game]:
   """`count` games of a household; deterministic in the arguments, and game i does not depend on `count`.
 
   Args:
@@ -131,6 +141,7 @@ def generate_games(household: str, split: str, count: int, seed: int, *, small_f
     count: how many.
     seed: other games of the same household.
     small_fraction: share of games in small rooms (3 to 5 receptacles); long_horizon games have large rooms only.
+    moved: share of the household's habits that has moved, see `household_habits`.
 
   Returns:
     Games with ids unique per (household, split, seed, index). `hidden` has receptacle_types (types here that could hold the target),
@@ -138,22 +149,25 @@ def generate_games(household: str, split: str, count: int, seed: int, *, small_f
     this game) and size ('small' or 'large').
 
   Raises:
-    ValueError: an unknown split, or a fraction outside [0, 1].
+    ValueError: an unknown split, or a fraction or share outside [0, 1].
   """
   if split not in SPLITS:
     raise ValueError(f'unknown split {split!r}: expected one of {", ".join(SPLITS)}')
   if not 0.0 <= small_fraction <= 1.0:
     raise ValueError(f'small_fraction {small_fraction}: expected a number between 0 and 1')
-  return [_generate_game(household, split, seed, index, small_fraction) for index in range(count)]
+  if not 0.0 <= moved <= 1.0:
+    raise ValueError(f'moved {moved}: expected a share of the habits, between 0 and 1')
+  return [_generate_game(household, split, seed, index, small_fraction, moved) for index in range(count)]
 
 
-def _generate_game(household: str, split: str, seed: int, index: int, small_fraction: float) -> Game:
+def _generate_game(household: str, split: str, seed: int, index: int, small_fraction: float, moved: float) -> Game:
   rng = random.Random(f'game {household}|{split}|{seed}|{index}')
-  goals = household_goals(household)[split == 'heldout_goals']
+  goals = household_goals(household, moved)[split == 'heldout_goals']
   goal = _draw_goal(goals, LONG_TASK_WEIGHTS if split == 'long_horizon' else TASK_WEIGHTS, rng)
   size = 'small' if rng.random() < small_fraction and split != 'long_horizon' else 'large'
-  counts, candidates = _furnish(household, goal, size, rng)
-  habit = household_habits(household)[goal.room, goal.target]
+  habits = household_habits(household, moved)
+  habit = habits[goal.room, goal.target]
+  counts, candidates = _furnish(goal, habit.usual, size, rng)
   receptacles = [(kind, number) for kind in sorted(counts) for number in range(1, counts[kind] + 1)]
 
   def place(allowed: list[str], habit: Habit) -> tuple[str, int]:
@@ -174,7 +188,7 @@ def _generate_game(household: str, split: str, seed: int, index: int, small_frac
   for kind in rng.sample(others, min(len(others), rng.randint(1, 2) if size == 'small' else rng.randint(3, 6))):
     allowed = [receptacle for receptacle in sorted(counts) if tables.can_hold(receptacle, kind)]
     if allowed:
-      contents.append((kind, place(allowed, household_habits(household)[goal.room, kind])))
+      contents.append((kind, place(allowed, habits[goal.room, kind])))
 
   location = contents[0][1][0]
   target, place_name = text_name(goal.target), text_name(location)
@@ -225,11 +239,10 @@ def _draw_goal(goals: tuple[Goal, ...], task_weights: dict[str, float], rng: ran
   return rng.choice([goal for goal in here if goal.target == target])
 
 
-def _furnish(household: str, goal: Goal, size: str, rng: random.Random) -> tuple[dict[str, int], list[str]]:
+def _furnish(goal: Goal, usual: str, size: str, rng: random.Random) -> tuple[dict[str, int], list[str]]:
   """The room's receptacle types with their numbers, and the types (sorted) in which the target may be."""
   most = tables.ROOMS[goal.room]
   needed = list(_busy(goal))
-  usual = household_habits(household)[goal.room, goal.target].usual
   able = [kind for kind in most if kind not in needed and tables.can_hold(kind, goal.target)]
   if rng.random() < USUAL_PRESENT[size]:
     chosen = [usual]

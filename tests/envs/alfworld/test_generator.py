@@ -27,7 +27,7 @@ def test_ids_are_unique(games):
   ids = [game.game_id for part in games.values() for game in part]
   ids += [game.game_id for game in generate_games('test-household', 'train', 50, 8, small_fraction=0.4)]
   ids += [game.game_id for game in generate_games('test-household-2', 'train', 50, 7, small_fraction=0.4)]
-  assert len(set(ids)) == len(ids) == 900
+  assert len(set(ids)) == len(ids) == 1100
 
 
 def test_all_task_types_and_rooms(games):
@@ -110,3 +110,26 @@ def test_bad_arguments():
     generate_games('test-household', 'test', 1, 0, small_fraction=0.4)
   with pytest.raises(ValueError, match='small_fraction 1.5'):
     generate_games('test-household', 'train', 1, 0, small_fraction=1.5)
+
+
+def test_habits_move_and_stay_where_they_moved():
+  still, half, all_ = (household_habits('test-household', moved) for moved in (0.0, 0.5, 1.0))
+  assert still == household_habits('test-household')
+  moved = {key for key in still if half[key] != still[key]}
+  assert 0.3 < len(moved) / len(still) < 0.7
+  assert all(half[key] == all_[key] for key in moved)
+  assert all(half[key].reliable == still[key].reliable for key in still)
+  alone = {key for key in still if all_[key] == still[key]}  # what only one kind of place can hold
+  assert len(alone) < 0.1 * len(still)
+
+
+def test_games_of_a_changed_household_follow_its_new_habits():
+  still, moved = household_habits('test-household'), household_habits('test-household', 1.0)
+  games = generate_games('test-household', 'deployment', 150, 7, small_fraction=0.0, moved=1.0)
+  assert games == generate_games('test-household', 'deployment', 150, 7, small_fraction=0.0, moved=1.0)
+  names = lambda habits: {(room, tables.text_name(kind)): tables.text_name(habit.usual) for (room, kind), habit in habits.items()}
+  hits = [game.hidden['location_type'] == names(moved)[game.room, game.target] for game in games if game.hidden['reliable']]
+  old = [game.hidden['location_type'] == names(still)[game.room, game.target] for game in games if game.hidden['reliable']]
+  assert sum(hits) / len(hits) > 0.75 and sum(old) / len(old) < 0.25
+  with pytest.raises(ValueError, match='share of the habits'):
+    generate_games('test-household', 'deployment', 1, 0, small_fraction=0.4, moved=1.5)
