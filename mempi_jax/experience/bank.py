@@ -20,6 +20,7 @@ from mempi_jax.runtime import files
 from mempi_jax.types import Context, Decision, Episode, Guidance, Status, Step, Task
 
 TRAIN_SPLIT = 'train'
+DEPLOYMENT_SPLIT = 'deployment'  # what is met in use: to learn from once it has been played
 EPISODES, BANK = 'episodes.jsonl', 'bank.jsonl'
 
 
@@ -55,20 +56,25 @@ def distill_entries(episodes: Iterable[Episode]) -> list[BankEntry]:
 
   Raises BankError when an episode is not of the train split, or had guidance.
   """
-  entries = []
+  episodes = list(episodes)
   for episode in episodes:
     task = episode.context.task
     if task.split != TRAIN_SPLIT:
       raise BankError(f'episode of task {task.task_id!r} is of split {task.split!r}: a bank takes the split {TRAIN_SPLIT!r} alone')
     if episode.guidance.decision is not Decision.ABSTAIN:
       raise BankError(f'episode of task {task.task_id!r} was guided: a bank takes the agent alone')
+  return lessons(episodes)
+
+
+def lessons(episodes: Iterable[Episode]) -> list[BankEntry]:
+  """What any episodes teach, guided or not; one that teaches nothing, or whose simulator failed, gives no entry."""
+  entries = []
+  for episode in episodes:
     guidance = '' if episode.status is Status.ENV_ERROR else distill(episode)
     if guidance:
-      context = episode.context
-      source = f'{task.task_id}@{task.seed}'
-      entries.append(
-        BankEntry(task.env, task.task_id, task.split, task.seed, context.goal, context.observation, guidance, (source,), episode.success)
-      )
+      context, task = episode.context, episode.context.task
+      source, alone = f'{task.task_id}@{task.seed}', episode.success and episode.guidance.decision is Decision.ABSTAIN
+      entries.append(BankEntry(task.env, task.task_id, task.split, task.seed, context.goal, context.observation, guidance, (source,), alone))
   return entries
 
 

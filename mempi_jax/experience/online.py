@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mempi_jax.experience.bank import episode_of, episode_record
 from mempi_jax.rollout.episode import read_contexts
@@ -13,10 +14,19 @@ from mempi_jax.runtime.metrics import progress
 from mempi_jax.types import Memory, Task
 
 
-def learn_online(memory: Memory, runner: Runner, batches: Sequence[Sequence[Task]], path: Path, *, seed: int) -> None:
-  """Plays batches of train tasks with the memory's guidance, lets it observe them, and appends the episodes to a JSONL log.
+def learn_online(
+  memory: Memory,
+  runner: Runner,
+  batches: Sequence[Sequence[Task]],
+  path: Path,
+  *,
+  seed: int,
+  notes: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+  """Plays batches of tasks with the memory's guidance, lets it observe them, and appends the episodes to a JSONL log.
 
-  What the log holds is observed again, and not played again: that is how a memory comes back to what it had learned.
+  What the log holds is observed again, and not played again: that is how a memory comes back to what it had learned. `notes` are fields that
+  the records of each batch get besides.
 
   Raises ValueError when the log holds other episodes than these.
   """
@@ -24,7 +34,7 @@ def learn_online(memory: Memory, runner: Runner, batches: Sequence[Sequence[Task
   done = files.read_started(path, expected, lambda record: (record['task_id'], record['seed']))
   with files.JsonlLog(path) as log, progress(len(expected), memory.name, initial=len(done)) as bar:
     start = 0
-    for batch in batches:
+    for batch, note in zip(batches, notes or [{}] * len(batches), strict=True):
       guidances = memory.guide(read_contexts(runner.make_env, batch), seed)
       recorded = done[start : start + len(batch)]
       start += len(batch)
@@ -33,6 +43,6 @@ def learn_online(memory: Memory, runner: Runner, batches: Sequence[Sequence[Task
         continue
       episodes = runner.run(batch, guidances)
       for episode in episodes[len(recorded) :]:  # a batch that was half written is played again as a whole: the same numbers either way
-        log.append(episode_record(episode))
+        log.append({**note, **episode_record(episode)})
       bar.update(len(batch) - len(recorded))
       memory.observe(episodes)

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mempi_jax.experience.bank import BankEntry
+from mempi_jax.experience.bank import BankEntry, lessons
 from mempi_jax.memory.operations import Event, FactStore, Manager, Operation
 from mempi_jax.memory.rag import query_text
 from mempi_jax.runtime import files
@@ -28,13 +28,23 @@ class FactMemory:
     k: facts to inject.
     key: what of the context is compared with the facts: 'goal' or 'goal_and_observation'.
     threshold: the least cosine of a fact to be used; where none reaches it the memory abstains.
+    manager: what keeps the store in order as episodes bring new facts; None: nothing is learned at run time.
   """
 
-  learns = False
-
-  def __init__(self, name: str, store: FactStore, tokenize: Callable[[str], tuple[int, ...]], *, k: int, key: str, threshold: float):
+  def __init__(
+    self,
+    name: str,
+    store: FactStore,
+    tokenize: Callable[[str], tuple[int, ...]],
+    *,
+    k: int,
+    key: str,
+    threshold: float,
+    manager: Manager | None = None,
+  ):
     if k < 1:
       raise ValueError(f'k = {k}: expected at least 1')
+    self.manager, self.learns = manager, manager is not None
     self.name, self.store, self.tokenize, self.k, self.key, self.threshold = name, store, tokenize, k, key, threshold
 
   def guide(self, contexts: Sequence[Context], seed: int) -> list[Guidance]:
@@ -46,7 +56,10 @@ class FactMemory:
     return store.recall(query_text(context.goal, context.observation, self.key), self.k, self.threshold, self.tokenize, self.name)
 
   def observe(self, episodes: Sequence[Episode]) -> None:
-    """Learns nothing at run time: its facts come from the bank, as every memory's."""
+    """Gives the manager what the episodes taught, one fact after the other, if there is a manager."""
+    if self.manager is not None:
+      for entry in lessons(episodes):
+        self.store.learn(entry.guidance, entry.sources, self.manager)
 
 
 def build_facts(entries: Sequence[BankEntry], store: FactStore, manager: Manager, path: Path) -> dict[str, int]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mempi_jax.experience.bank import TRAIN_SPLIT, BankEntry
+from mempi_jax.experience.bank import DEPLOYMENT_SPLIT, TRAIN_SPLIT, BankEntry
 from mempi_jax.experience.distill import distill
 from mempi_jax.memory.rag import query_text
 from mempi_jax.memory.store import CosineIndex, load_encoder
@@ -84,7 +84,7 @@ class MemRlMemory:
     return candidates[np.argsort(-score, kind='stable')[: config.k2]].tolist()  # phase B
 
   def observe(self, episodes: Sequence[Episode]) -> None:
-    """Credits what was injected, and remembers what train episodes taught. Environment errors teach nothing."""
+    """Credits what was injected, and remembers what episodes of training and of deployment taught. Environment errors teach nothing."""
     for episode in episodes:
       task = episode.context.task
       used = self._injected.pop((task.task_id, task.seed), [])
@@ -93,7 +93,7 @@ class MemRlMemory:
       outcome = 1.0 if episode.success else -1.0
       for i in used:
         self.utilities[i] += self.config.rate * (outcome - self.utilities[i])
-      if self.config.write_back and task.split == TRAIN_SPLIT and (lesson := distill(episode)):
+      if self.config.write_back and task.split in (TRAIN_SPLIT, DEPLOYMENT_SPLIT) and (lesson := distill(episode)):
         self.texts.append(lesson)
         self.sources.append((f'{task.task_id}@{task.seed}',))
         self.index.add(query_text(episode.context.goal, episode.context.observation, self.config.key))

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mempi_jax.experience.bank import BankEntry
-from mempi_jax.memory.store import make_index
+from mempi_jax.experience.bank import BankEntry, lessons
+from mempi_jax.memory.store import Index, make_index
 from mempi_jax.types import Context, Decision, Episode, Guidance
 
 KEYS = ('goal', 'goal_and_observation')
@@ -23,9 +23,9 @@ class RagMemory:
     key: what is compared: 'goal' or 'goal_and_observation'.
     index: 'bm25', or an encoder of memory/store.py.
     threshold: the least similarity of an entry to be used (its unit is the index's); where none reaches it the memory abstains.
+    name: as the tables call it.
+    learns: adds what its own episodes taught, and takes the newer of entries that are equally similar.
   """
-
-  name, learns = 'rag', False
 
   def __init__(
     self,
@@ -36,25 +36,35 @@ class RagMemory:
     key: str,
     index: str = 'bm25',
     threshold: float = 0.0,
+    name: str = 'rag',
+    learns: bool = False,
   ):
     if key not in KEYS:
       raise ValueError(f'unknown retrieval key {key!r}: expected one of {", ".join(KEYS)}')
     if not 1 <= k <= len(entries):
       raise ValueError(f'k = {k}: expected a number between 1 and the size of the bank, {len(entries)}')
     self.entries, self.tokenize, self.k, self.key, self.threshold = list(entries), tokenize, k, key, threshold
-    self.index = make_index(index, [query_text(entry.goal, entry.observation, key) for entry in self.entries])
+    self.name, self.learns, self.kind = name, learns, index
+    self.index = self._make_index()
 
   def nearest(self, context: Context, k: int) -> list[BankEntry]:
-    """The k entries most like a context. Equal scores are ordered by the entries' place in the bank."""
+    """The k entries most like a context. Equal scores are ordered by the entries' place in the bank, from its end if the memory learns."""
     scores = self.index.scores(query_text(context.goal, context.observation, self.key))
-    return [self.entries[i] for i in np.argsort(-scores, kind='stable')[:k] if scores[i] >= self.threshold]
+    order = len(scores) - 1 - np.argsort(-scores[::-1], kind='stable') if self.learns else np.argsort(-scores, kind='stable')
+    return [self.entries[i] for i in order[:k] if scores[i] >= self.threshold]
 
   def guide(self, contexts: Sequence[Context], seed: int) -> list[Guidance]:
     """Retrieved guidance for every context."""
     return [said(self.nearest(context, self.k), self.tokenize, self.name) for context in contexts]
 
   def observe(self, episodes: Sequence[Episode]) -> None:
-    """Learns nothing: the bank is frozen."""
+    """Adds what the episodes taught, if it learns."""
+    if self.learns:
+      self.entries += lessons(episodes)
+      self.index = self._make_index()
+
+  def _make_index(self) -> Index:
+    return make_index(self.kind, [query_text(entry.goal, entry.observation, self.key) for entry in self.entries])
 
 
 def query_text(goal: str, observation: str, key: str) -> str:
