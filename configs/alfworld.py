@@ -119,6 +119,24 @@ def get_config() -> ConfigDict:
   config.eval.difficulty_runs = 4
   config.eval.replay_episodes = 24
 
+  config.deploy = ConfigDict()  # the household's habits move while the memories are in use: mempi_jax/deploy.py
+  config.deploy.moved = ()  # share of the habits that has moved, one number a period; (): no deployment
+  config.deploy.games = 256  # of a period
+  config.deploy.memories = ('none', 'oracle', 'rag', 'mempi')  # as they were trained; each among eval.memories
+  config.deploy.online = ('rag', 'mempi')  # once more, learning from the episodes of every period
+  config.deploy.check_games = 96  # the last of a period: an update is checked on them, and learns from the others
+  config.deploy.check_runs = 2  # agent seeds a game
+  config.deploy.margin = 0.0  # an update stays if the interval of (updated - current) lies above -margin
+  config.deploy.sft = ConfigDict()  # SFT on what a period taught
+  config.deploy.sft.steps = 60
+  config.deploy.sft.batch_size = 32
+  config.deploy.sft.evaluate_every = 60
+  config.deploy.sft.checkpoint_every = 60
+  config.deploy.sft.optimizer = optimizer_fields()
+  config.deploy.sft.optimizer.learning_rate = 1e-3
+  config.deploy.sft.optimizer.schedule = 'cosine'
+  config.deploy.sft.optimizer.warmup = '5 steps'
+
   config.baselines = _baselines()
   config.compile_ahead = True  # every program of a stage before its first step; False: each when it is first needed
 

@@ -4,7 +4,8 @@
 
 One loop: guidance = memory.guide(contexts); episodes = run(contexts, guidance, agent); memory.observe(episodes). Writes
 eval/episodes.jsonl, eval/base_runs.jsonl (the agent alone under further seeds, for difficulty), real_engine_replay.json and
-results.json. A second run goes on where a killed one stopped.
+results.json; with `deploy.moved`, deploy/ as well: how the memories fare while the world changes (see `mempi_jax.deploy`). A second run goes
+on where a killed one stopped.
 
 With a config that has a `sweep()`, such as configs/table_main.py, and no field set on the command line, all its runs are trained where they
 are not yet, evaluated, and put into one table (as by `mempi_jax.sweep`).
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from mempi_jax.config import PREFIX, has_sweep, parse_command_line
+from mempi_jax.deploy import deploy
 from mempi_jax.evals.abstention import by_difficulty
+from mempi_jax.evals.deployment import read_deployment, read_updates, summarise_deployment
 from mempi_jax.evals.success import BASE_RUNS_FILE, EPISODES_FILE, compare, present_pairs, read_base_runs, read_episodes, summarise
 from mempi_jax.experience.bank import episode_of, episode_record
 from mempi_jax.experience.collecting import play_to_log
@@ -47,15 +50,21 @@ def evaluate(world: World) -> dict[str, Any]:
     games = world.splits['heldout_games']
     base = [task for run in range(config.difficulty_runs) for task in world.tasks(games, 'difficulty', run)]
     play_to_log(world.runner, base, world.workdir / BASE_RUNS_FILE, 'difficulty')
+  if world.config.deploy.moved:
+    with timed(world.workdir, 'deployment'):
+      deploy(world)
   with timed(world.workdir, 'real_engine_replay'):
     replay = replay_on_engine(world, world.workdir / REPLAY_FILE)
   episodes = read_episodes(world.workdir)
+  played = read_deployment(world.workdir) if world.config.deploy.moved else []
+  deployment = {**summarise_deployment(played), 'updates': read_updates(world.workdir)} if played else None
   results = {
     'manifest': files.read_json(world.workdir / MANIFEST),
     'rows': summarise(episodes),
     'comparisons': compare(episodes, present_pairs(episodes)),
     'abstention_by_difficulty': by_difficulty(episodes, read_base_runs(world.workdir)) if 'mempi' in config.memories else [],
     'real_engine_replay': replay,
+    'deployment': deployment,
     'wall_time_s': files.read_json(world.workdir / WALL_TIME),
   }
   files.write_json(world.workdir / RESULTS_FILE, results)

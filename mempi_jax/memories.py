@@ -52,18 +52,23 @@ MEMORIES = (
 # Published ones that take a chat model for every episode, which rules cannot stand in for.
 NEED_A_CHAT_MODEL = ('reasoning_bank', 'awm')
 POLICIES = {'untrained': 'untrained', 'mempi_stage1': 'stage1', 'mempi': 'stage2', 'always': 'stage2', 'rag_abstain': 'rag_abstain'}
+CAN_LEARN = ('rag', 'mem0', 'memrl', 'mempi')  # from their own episodes, in a deployment
 FACTS, OPERATIONS, PLAYED = 'facts.jsonl', 'operations.jsonl', 'episodes.jsonl'
 
 
 def check_memories(config: FrozenConfigDict) -> None:
   """Refuses what cannot be evaluated, before anything expensive.
 
-  Raises ConfigError for an unknown name, a memory that needs a chat model, or a package that is missing, naming its extra.
+  Raises ConfigError for an unknown name, a memory that needs a chat model, or a package that is missing, naming its extra; and for a
+  deployment that cannot be.
   """
   baselines = config.baselines
+  _check_deployment(config)
   for name in config.eval.memories:
     if name in NEED_A_CHAT_MODEL:
-      raise ConfigError(f'the memory {name} distils every episode with a chat model and is not part of this version; leave it out of eval.memories')
+      raise ConfigError(
+        f'the memory {name} distils every episode with a chat model and is not part of this version; leave it out of eval.memories'
+      )
     if name not in MEMORIES:
       raise ConfigError(f'unknown memory {name!r}{near(name, MEMORIES)}: expected some of {", ".join(MEMORIES)}')
     rag = baselines.rag.index
@@ -101,16 +106,30 @@ def make_memory(name: str, world: World) -> Memory:
   return memory
 
 
-def make_rag(world: World) -> RagMemory:
+def make_rag(world: World, *, learns: bool = False) -> RagMemory:
   """Retrieval over the run's bank, as the config says."""
   config = world.config.baselines.rag
-  return RagMemory(_bank(world), _tokenize(world), k=config.k, key=config.key, index=config.index, threshold=config.threshold)
+  return RagMemory(
+    _bank(world), _tokenize(world), k=config.k, key=config.key, index=config.index, threshold=config.threshold, learns=learns
+  )
 
 
-def fact_memory(name: str, store: FactStore, world: World) -> FactMemory:
-  """Mem0 or Memory-R1 over a store of facts."""
+def fact_memory(name: str, store: FactStore, world: World, manager: Manager | None = None) -> FactMemory:
+  """Mem0 or Memory-R1 over a store of facts; with a manager it learns as it goes."""
   config = world.config.baselines[name]
-  return FactMemory(name, store, _tokenize(world), k=config.k, key=config.key, threshold=config.threshold)
+  return FactMemory(name, store, _tokenize(world), k=config.k, key=config.key, threshold=config.threshold, manager=manager)
+
+
+def make_learning(name: str, world: World) -> Memory:
+  """A memory of CAN_LEARN that is not a policy, as it learns from its own episodes in a deployment: RAG, Mem0 or MemRL."""
+  match name:
+    case 'rag':
+      return make_rag(world, learns=True)
+    case 'mem0':
+      return fact_memory(name, _facts(name, world), world, _manager(world))
+    case 'memrl':
+      return make_memory(name, world)
+  raise ValueError(f'{name} does not learn in this way: expected rag, mem0 or memrl')
 
 
 def write_facts(folder: Path, store: FactStore, counts: Mapping[str, int]) -> None:
@@ -151,7 +170,7 @@ def _held(memory: Memory) -> Sequence[Any] | None:
 
 
 def _make(name: str, world: World) -> Memory:
-  config, baselines = world.config.eval, world.config.baselines
+  config = world.config.eval
   policy = lambda: world.load_policy(world.trained / POLICIES[name] / 'policy')
   match name:
     case 'none':
@@ -163,9 +182,7 @@ def _make(name: str, world: World) -> Memory:
     case 'rag':
       return make_rag(world)
     case 'mem0' | 'memory_r1':
-      store = FactStore(baselines[name].encoder, baselines[name].shown)
-      store.restore(list(files.read_jsonl(world.trained / name / FACTS)))
-      return fact_memory(name, store, world)
+      return fact_memory(name, _facts(name, world), world)
     case 'memrl':
       if files.read_done(world.trained / 'memrl') is None:
         raise FileNotFoundError(f'{world.trained / "memrl"}: MemRL has not learned yet; train first')
@@ -178,6 +195,31 @@ def _make(name: str, world: World) -> Memory:
       return MempiMemory(policy(), name, threshold=0.0, temperature=config.temperature)
     case _:
       raise ConfigError(f'unknown memory {name!r}{near(name, MEMORIES)}: expected some of {", ".join(MEMORIES)}')
+
+
+def _facts(name: str, world: World) -> FactStore:
+  config = world.config.baselines[name]
+  store = FactStore(config.encoder, config.shown)
+  store.restore(list(files.read_jsonl(world.trained / name / FACTS)))
+  return store
+
+
+def _check_deployment(config: FrozenConfigDict) -> None:
+  deploy = config.deploy
+  if not deploy.moved:
+    return
+  if not all(0.0 <= share <= 1.0 for share in deploy.moved) or len(deploy.moved) < 2:
+    raise ConfigError(f'deploy.moved {deploy.moved}: expected a share of the habits, between 0 and 1, for each of two or more periods')
+  if not 0 < deploy.check_games < deploy.games or deploy.check_runs < 1:
+    raise ConfigError(
+      f'deploy.check_games {deploy.check_games}, check_runs {deploy.check_runs}: expected some of the {deploy.games} games, one run or more'
+    )
+  for name in (*deploy.memories, *deploy.online):
+    if name not in config.eval.memories:
+      raise ConfigError(f'deploy names the memory {name!r}, which eval.memories does not: that is where it is made')
+  for name in deploy.online:
+    if name not in CAN_LEARN:
+      raise ConfigError(f'deploy.online: the memory {name!r} cannot learn as it goes: expected some of {", ".join(CAN_LEARN)}')
 
 
 def _learned_memrl(world: World) -> MemRlMemory:

@@ -25,7 +25,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from mempi_jax.evals import abstention, calibration, cost, plots, stats, success, tables
+from mempi_jax.evals import abstention, calibration, cost, deployment, plots, stats, success, tables
 from mempi_jax.evals.reading import browser_data, describe_episode, episode_id, find_episode, pack, readable
 from mempi_jax.evals.success import EpisodesError, Record
 from mempi_jax.evals.tables import Table, plain
@@ -43,7 +43,7 @@ STAGES = (('stage 1 (SFT)', 'stage1'), ('stage 2 (RL)', 'stage2'))
 
 TABLES = (
   'success', 'cells', 'comparisons', 'runs', 'abstention', 'effects', 'calibration', 'reliability', 'coverage', 'routing', 'costs',
-  'thresholds', 'wall_time', 'manifest',
+  'thresholds', 'periods', 'falls', 'learning', 'updates', 'wall_time', 'manifest',
 )  # fmt: skip
 # Figures of the page, in their order: what each shows.
 FIGURES = {
@@ -55,12 +55,13 @@ FIGURES = {
   'reliability': 'P(GENERATE) against what guiding did',
   'risk_coverage': 'success against the share of contexts that is guided',
   'cost': 'success against all tokens, over the threshold τ and of every memory',
+  'deployment': 'success of every memory, period by period, while the world changes',
   'training_stage1': 'training curves of stage 1 (SFT)',
   'training_stage2': 'training curves of stage 2 (RL)',
 }
 
 _EXAMPLES_A_KIND = 2
-_IN_MARKDOWN = ('success', 'comparisons', 'runs')
+_IN_MARKDOWN = ('success', 'comparisons', 'periods', 'falls', 'learning', 'runs')
 _OF_ONE_RUN = ('household', 'seed', 'games')  # fields of a manifest
 _PROBES = {'probe/p_generate_easy', 'probe/p_generate_hard'}
 _NO_POLICY = ('none', 'token_matched', 'oracle')  # whose decisions say nothing about a policy
@@ -97,6 +98,7 @@ def write_report(workdir: str | Path) -> Path:
     'curves': [(name, f'training_{folder}') for name, folder in STAGES if folder in curves],
     'replay': None if replay is None else {'reason': 'No reason was recorded.', **replay},
   }
+  _add_deployment(page, deployment.read_deployment(workdir), deployment.read_updates(workdir))
   if wall_times := _flatten(results.get('wall_time_s') or {}):
     page['tables']['wall_time'] = tables.wall_time_table(wall_times)
   if manifest:
@@ -128,6 +130,7 @@ def write_pooled_report(workdirs: Sequence[str | Path], out: str | Path) -> Path
     'subtitle': _subtitle(rows, {}),
   }
   page['tables']['runs'] = tables.runs_table(run_rows, page['memories'], MAIN_SPLIT)
+  found = _add_deployment(page, success.pool_records(runs, deployment.read_deployment), success.pool_records(runs, deployment.read_updates))
   shared = {name: value for name, value in manifest.items() if name not in _OF_ONE_RUN}
   page['tables']['manifest'] = tables.manifest_table(_flatten(shared))
   drawings = _drawings(page)
@@ -141,6 +144,8 @@ def write_pooled_report(workdirs: Sequence[str | Path], out: str | Path) -> Path
     pooled['abstention_by_difficulty'] = abstention.by_difficulty(episodes, base_runs)
   if page['trust'].get('found'):
     pooled['calibration'] = page['trust']['found']
+  if found:
+    pooled['deployment'] = found
   if page['cost'].get('points'):
     pooled['cost_curve'] = page['cost']['points']
   files.write_json(out / 'results.json', pooled)
@@ -296,8 +301,29 @@ def _evaluation(
     'warnings': [] if 'mempi' in learned or not rows else ['Stage 2 has not been evaluated yet: this page shows what came before it.'],
     'main_split': MAIN_SPLIT,
     'curves': [],
+    'deployment': None,
     'replay': None,
   }
+
+
+def _add_deployment(page: dict[str, Any], records: Sequence[Record], updates: Sequence[Record]) -> dict[str, Any] | None:
+  """Adds what a deployment showed to a page, and returns it; None where there is none yet, or some memory is still playing."""
+  if not records:
+    return None
+  try:
+    found = deployment.summarise_deployment(records)
+  except EpisodesError as error:
+    page['warnings'] = [*page['warnings'], f'The deployment is not shown: {error}']
+    return None
+  page['deployment'] = found
+  page['tables']['periods'] = tables.periods_table(found)
+  if found['falls']:
+    page['tables']['falls'] = tables.falls_table(found)
+  if found['comparisons']:
+    page['tables']['learning'] = tables.learning_table(found['comparisons'])
+  if updates:
+    page['tables']['updates'] = tables.updates_table(updates)
+  return {**found, 'updates': list(updates)}
 
 
 def _trust(episodes: Sequence[Record]) -> dict[str, Any]:
@@ -424,6 +450,8 @@ def _drawings(page: Mapping[str, Any]) -> dict[str, Drawing]:
   if found := page['trust'].get('found'):
     drawings['reliability'] = (plots.reliability, found)
     drawings['risk_coverage'] = (plots.risk_coverage, page['trust']['curves'], found['routing'])
+  if page['deployment']:
+    drawings['deployment'] = (plots.deployment, page['deployment'])
   if points := page['cost'].get('points'):
     drawings['cost'] = (plots.cost, points, page['cost']['memories'], page['cost']['threshold'])
   return drawings

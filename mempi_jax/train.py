@@ -131,6 +131,19 @@ def train_stage1(world: World, entries: Sequence[BankEntry]) -> GuidancePolicy:
   return policy
 
 
+def fine_tune(
+  world: World, folder: Path, description: str, policy: GuidancePolicy, entries: Sequence[BankEntry], config: FrozenConfigDict
+) -> GuidancePolicy:
+  """SFT of any policy on some entries for `config.steps` steps; contexts that were solved alone have ABSTAIN as their target."""
+  source = SftSource(entries, policy, batch_size=config.batch_size, abstain_share=1.0, validation=0.0, seed=world.config.seed)
+
+  def loss(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return sft_loss(logit, logps, batch.content_mask, batch.decision_target, batch.valid)
+
+  nothing = lambda trained: {}
+  return fit(world, folder, description, policy, source, loss, config, config.steps, inner_epochs=1, evaluate=nothing)
+
+
 def initial_policy(world: World) -> GuidancePolicy:
   """The policy before stage 1: the agent's weights (a language model that knows the world's text), random ones, or a pretrained model's."""
   config, lm = world.config.policy, agent_lm(world)

@@ -18,6 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mempi_jax.evals.success import trained
+
 COLOURS = {
   'none': '#8c8c8c',
   'token_matched': '#5f7080',
@@ -88,7 +90,8 @@ _MOST_PANELS = 30
 
 def label(memory: str) -> str:
   """A memory's name for readers."""
-  return LABELS.get(memory, memory)
+  base = trained(memory)
+  return LABELS.get(memory, memory) if base == memory else f'{label(base)}, learning'
 
 
 def short_label(memory: str) -> str:
@@ -105,12 +108,12 @@ def split_label(split: str) -> str:
 
 def colour(memory: str) -> str:
   """A memory's colour, '#rrggbb'."""
-  return COLOURS.get(memory, '#5c7ea8')
+  return COLOURS.get(trained(memory), '#5c7ea8')
 
 
 def marker_path(memory: str) -> str:
   """A memory's marker as an SVG path in a box of 10 by 10."""
-  return _MARKER_PATHS[MARKERS.get(memory, 'o')]
+  return _MARKER_PATHS[MARKERS.get(trained(memory), 'o')]
 
 
 def draw(figure: Callable[..., Figure], *arguments: Any) -> dict[str, bytes]:
@@ -278,6 +281,34 @@ def dynamics(runs: Sequence[Sequence[Mapping[str, float]]]) -> Figure:
   axes.set_xlabel('update of stage 2')
   axes.set_ylabel('mean P(GENERATE)')
   figure.legend(loc='outside upper center', ncols=2, frameon=False, fontsize=10)
+  return figure
+
+
+def deployment(found: Mapping[str, Any]) -> Figure:
+  """Success by period: memories as they were trained, and those that learn as they go. `found` as summarise_deployment returns it."""
+  figure = _figure(9.0, 4.2)
+  memories = list(dict.fromkeys(row['memory'] for row in found['rows']))
+  frozen, learning = [m for m in memories if trained(m) == m], [m for m in memories if trained(m) != m]
+  panels = [('as they were trained', frozen), ('learning as they go', [m for m in frozen if m in ('none', 'oracle')] + learning)]
+  axes = figure.subplots(1, 2, sharey=True)
+  shares = {period['period']: period['moved'] for period in found['periods']}
+  for panel, (title, shown) in zip(axes, panels, strict=True):
+    for period, moved in shares.items():
+      if moved:
+        panel.axvspan(period + 0.5, period + 1.5, color=_ink('faint'), alpha=0.25 + 0.5 * moved, lw=0, zorder=0)
+    for shift, memory in zip(np.linspace(-0.12, 0.12, max(len(shown), 2)), shown):
+      rows = [row for row in found['rows'] if row['memory'] == memory]
+      x, y = [row['period'] + 1 + shift for row in rows], [row['success_rate'] for row in rows]
+      errors = np.abs(np.array([row['ci95'] for row in rows]).T - y)
+      base = trained(memory)
+      filled = matplotlib.rcParams['axes.facecolor'] if base == 'oracle' else colour(base)
+      panel.errorbar(x, y, errors, color=colour(base), marker=MARKERS.get(base, 'o'), mfc=filled, ms=7, lw=1.6, elinewidth=1.0, capsize=2, zorder=3)
+    panel.set_xticks([period + 1 for period in shares])
+    panel.grid(axis='x', visible=False)
+    panel.set_title(title)
+    panel.set_xlabel('period (shaded: habits have moved)')
+  axes[0].set_ylabel('success rate')
+  _legend(figure, frozen)
   return figure
 
 

@@ -10,7 +10,7 @@ every comparison. `count_env_errors` tells how many there were.
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mempi_jax.runtime import files, manifest
 MEMORIES = (
   'none', 'token_matched', 'oracle', 'rag', 'mem0', 'memory_r1', 'memrl', 'rag_abstain', 'untrained', 'always', 'mempi_stage1', 'mempi',
 )  # fmt: skip
+ONLINE = '_online'  # behind the name of a memory that learns as it goes, in a deployment
 SPLITS = ('heldout_games', 'heldout_goals', 'long_horizon')
 PAIRS = (
   ('oracle', 'none'),
@@ -84,6 +85,11 @@ def read_base_runs(workdir: str | Path) -> list[Record]:
 def memories_of(episodes: Sequence[Record]) -> list[str]:
   """Names of the memories in the records: the known ones in their order, then others by name."""
   return _ordered({episode['memory'] for episode in episodes}, MEMORIES)
+
+
+def trained(memory: str) -> str:
+  """The memory as it was trained, of one that learns as it goes: 'rag' of 'rag_online'."""
+  return memory.removesuffix(ONLINE)
 
 
 def splits_of(episodes: Sequence[Record]) -> list[str]:
@@ -258,6 +264,11 @@ def pool(runs: Sequence[tuple[str, int, str | Path]]) -> list[Record]:
 def pool_base_runs(runs: Sequence[tuple[str, int, str | Path]]) -> list[Record]:
   """The base runs of several runs as one list, as `pool` does."""
   return _pool(runs, read_base_runs)
+
+
+def pool_records(runs: Sequence[tuple[str, int, str | Path]], read: Callable[[str | Path], list[Record]]) -> list[Record]:
+  """Any records of several runs as one list, as `pool` does; `read` gives those of a working folder."""
+  return _pool(runs, read)
 
 
 def run_of(workdir: str | Path) -> tuple[str, int, Path]:

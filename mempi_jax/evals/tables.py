@@ -385,6 +385,69 @@ def manifest_table(values: Sequence[tuple[str, Any]]) -> Table:
 # Their forms.
 
 
+def periods_table(found: Mapping[str, Any]) -> Table:
+  """One line a memory, one column a period of a deployment. `found` as summarise_deployment returns it."""
+  cells = {(row['memory'], row['period']): row for row in found['rows']}
+  memories = list(dict.fromkeys(row['memory'] for row in found['rows']))
+  body = []
+  for memory in memories:
+    line = [_memory(memory)]
+    for period in found['periods']:
+      row = cells.get((memory, period['period']))
+      line.append(Cell(_NOTHING) if row is None else Cell(f'{row["success_rate"]:.3f}', _interval(row['ci95'])))
+    body.append(tuple(line))
+  head = ('memory', *(f'{period["period"] + 1} ({period["moved"]:.0%} moved)' for period in found['periods']))
+  caption = 'Success by period of a deployment, with the share of habits that has moved by then; 95% interval over games.'
+  return Table('periods', caption, head, tuple(body), _flat(found['rows']))
+
+
+def falls_table(found: Mapping[str, Any]) -> Table:
+  """One line a memory: what the change of the world cost it, and what came back. `found` as summarise_deployment returns it."""
+  body = tuple(
+    (
+      _memory(row['memory']),
+      *(Cell(f'{row[name]:.3f}') for name in ('before', 'after', 'last')),
+      _difference(row['fall'], row['fall_ci95']),
+      _difference(row['recovered'], row['recovered_ci95']),
+    )
+    for row in found['falls']
+  )
+  head = ('memory', 'before', 'first period after', 'last period', 'fall', 'recovered')
+  caption = 'Success before and after the change; fall and recovery are between different games, with 95% interval.'
+  return Table('falls', caption, head, body, _flat(found['falls']))
+
+
+def learning_table(comparisons: Sequence[Record]) -> Table:
+  """One line a paired comparison over the periods after that of the change. `comparisons` as summarise_deployment returns them."""
+  table = comparisons_table(comparisons)
+  caption = 'What learning as one goes is worth: ' + table.caption[0].lower() + table.caption[1:] + ' Periods after that of the change.'
+  body = tuple(row[1:] for row in table.body)
+  return Table('learning', caption, table.head[1:], body, table.records)
+
+
+def updates_table(updates: Sequence[Record]) -> Table:
+  """One line an update of the policy in a deployment: what its check found, and the verdict."""
+  named = any('household' in update for update in updates)
+  body = []
+  for update in updates:
+    found = Cell(_NOTHING) if update.get('difference') is None else _difference(update['difference'], update['ci95'])
+    verdict = 'stays' if update['accepted'] else 'rolled back'
+    run = [Cell(f'{update["household"]}, seed {update["run_seed"]}')] if named else []
+    body.append(
+      (
+        *run,
+        Cell(f'after period {update["period"] + 1}'),
+        Cell(verdict),
+        Cell(str(update['lessons'])),
+        Cell(str(update.get('pairs', 0))),
+        found,
+      )
+    )
+  head = (*(['run'] if named else []), 'update', 'verdict', 'lessons', 'pairs', 'updated − current')
+  caption = 'Updates of Mem-π in the deployment, each checked on games that it did not learn from, with 95% interval over games.'
+  return Table('updates', caption, head, tuple(body), _flat(updates), names=3 if named else 2)
+
+
 def to_csv(table: Table) -> str:
   """The table's records in full; None is an empty field. Text that a spreadsheet would take for a formula starts with an apostrophe."""
   columns = list(dict.fromkeys(name for record in table.records for name in record)) or list(table.head)
