@@ -173,6 +173,11 @@ def to_json(config: ConfigDict) -> str:
 # Durations.
 
 
+def flatten(config: ConfigDict) -> dict[str, Any]:
+  """Dotted name -> value of every field, as `to_json` writes it."""
+  return dict(_walk(json.loads(to_json(config))))
+
+
 def count_steps(
   duration: str, *, total_steps: int | None = None, num_examples: int | None = None, batch_size: int | None = None
 ) -> int:

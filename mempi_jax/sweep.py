@@ -3,7 +3,8 @@
     python -m mempi_jax.sweep --config=configs/alfworld_sweep.py --workdir=runs/alfworld_sweep --jobs=1
     python -m mempi_jax.sweep --config=configs/ablations.py --workdir=runs/ablations --tables        # runs nothing: tables of what is finished
 
-Finished runs are skipped and killed ones go on, as each command does by itself. At the end WORKDIR/runs.csv has a line for each run and
+Finished runs are skipped and killed ones go on, as each command does by itself. What a run has in common with one that is finished, such as
+bank and stage 1 in an ablation of stage 2, is taken over from it (see `mempi_jax.siblings`). At the end WORKDIR/runs.csv has a line for each run and
 memory. Runs that differ in household and seed alone are one variant; `sweep()` may give it a name under the key 'variant'. One variant is
 pooled into WORKDIR/pooled/ (see `mempi_jax.report`); several are pooled one by one, and compared with the first, in WORKDIR/variants/ (see
 `mempi_jax.variants_report`). On a cluster, start one process a machine with `--shard=I/N`: machine I takes every N-th run; `--tables` once
@@ -21,9 +22,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mempi_jax.config import VARIANT, ConfigError, load_sweep
+from mempi_jax.config import VARIANT, ConfigError, load_config, load_sweep
 from mempi_jax.runtime.files import ensure_writable, read_json, write_text
 from mempi_jax.runtime.workdir import COMPILED, report_errors, share_compilations
+from mempi_jax.siblings import take_over
 
 RUNS, POOLED_FOLDER, VARIANTS_FOLDER = 'runs.csv', 'pooled', 'variants'
 POOLED = ('world.household', 'seed')  # fields that runs of one variant may differ in
@@ -115,8 +117,17 @@ def run_sweep(config: str, workdir: Path, *, jobs: int, shard: str = '0/1') -> l
   share_compilations(workdir / COMPILED)
   folders = [workdir / folder_name(run) for run in runs]
   failed = []
+  configs = [load_config(config, {name: value for name, value in run.items() if name != VARIANT}) for run in runs]
+  siblings = list(zip(configs, folders, strict=True))
+
+  def start(index: int) -> int:
+    ensure_writable(folders[index])
+    if taken := take_over(configs[index], folders[index], siblings):
+      print(f'{folders[index].name}: takes over {", ".join(taken)}', flush=True)
+    return run_one(config, folders[index], runs[index])
+
   with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
-    waiting = {pool.submit(run_one, config, folder, run): folder for folder, run in zip(folders, runs, strict=True)}
+    waiting = {pool.submit(start, index): folder for index, folder in enumerate(folders)}
     for done in concurrent.futures.as_completed(waiting):
       folder, status = waiting[done], done.result()
       outcome = f'failed with status {status}, see {folder / "log.txt"}' if status else 'finished'
@@ -213,7 +224,9 @@ def _most_comparable(workdir: Path, variants: Mapping[str, Sequence[Run]], finis
   shared = [done[reference].keys() & own.keys() for variant, own in done.items() if variant != reference]
   shared = [cells for cells in shared if cells]
   if not shared:
-    raise ConfigError(f'{workdir}: no variant but {reference!r} is finished on a household and seed that it has, so nothing can be compared')
+    raise ConfigError(
+      f'{workdir}: no variant but {reference!r} is finished on a household and seed that it has, so nothing can be compared'
+    )
   complete = lambda cells: [variant for variant, own in done.items() if cells <= own.keys()]
   options = [cells for cells in (*shared, set.intersection(*map(set, shared))) if cells]
   best = max(options, key=lambda cells: (len(complete(cells)) * len(cells), len(complete(cells))))
