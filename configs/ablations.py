@@ -46,6 +46,6 @@ def get_config(ablation: str = 'full') -> ConfigDict:
 
 def sweep() -> Iterator[dict[str, Any]]:
   """The overrides of each run, two seeds an ablation."""
-  for seed in (0, 1):
-    for name, overrides in ABLATIONS.items():
+  for name, overrides in ABLATIONS.items():  # the full one first: the others take over what they have in common with it
+    for seed in (0, 1):
       yield {'variant': name, **overrides, 'seed': seed}

@@ -21,8 +21,9 @@ def get_config() -> ConfigDict:
 
 def sweep() -> Iterator[dict[str, Any]]:
   """The overrides of each run."""
-  for seed in (0, 1):
-    for games in (800, 100, 200, 400):
+  for games in (800, 100, 200, 400):
+    for seed in (0, 1):
       yield {'variant': f'{games} games', 'bank.games': games, 'seed': seed}
-    for games in (240, 480):
+  for games in (240, 480):
+    for seed in (0, 1):
       yield {'variant': f'{games} games of stage 2', 'stage2.games': games, 'seed': seed}
