@@ -205,8 +205,15 @@ def _baselines() -> ConfigDict:
   baselines.memrl.write_back = True
   baselines.memrl.epochs = 4  # over the bank's games, before the evaluation
   baselines.memrl.batch_size = 64  # games between updates of the utilities
-  baselines.manager = ConfigDict()  # the model that keeps Mem0's facts in order
-  baselines.manager.url = ''  # an OpenAI-compatible endpoint; '': the rules of memory/operations.py
+  baselines.reasoning_bank = ConfigDict()  # k: the paper's
+  baselines.reasoning_bank.encoder = 'wordllama'
+  baselines.reasoning_bank.k = 1  # earlier tasks whose items are injected
+  baselines.awm = ConfigDict()
+  baselines.awm.encoder = 'wordllama'
+  baselines.awm.k = 0  # workflows that are injected; 0: all, as in the paper
+  baselines.awm.examples = 20  # successful episodes a call
+  baselines.manager = ConfigDict()  # the chat model that keeps Mem0's facts in order, and makes what ReasoningBank and AWM hold
+  baselines.manager.url = ''  # an OpenAI-compatible endpoint; '': the rules of memory/operations.py for Mem0, and neither of the others
   baselines.manager.model = ''
   baselines.manager.timeout = 60.0  # seconds
   baselines.manager.retries = 5

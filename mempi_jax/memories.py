@@ -12,6 +12,8 @@
     rag_abstain     RAG whose abstention is learned by stage 2
     untrained       the policy before any training
     always          Mem-π that always generates
+    reasoning_bank  what a chat model reasons out of successes and failures (needs an endpoint)
+    awm             routines that it finds in successful episodes (needs an endpoint)
     mempi_stage1    Mem-π after stage 1
     mempi           Mem-π
 """
@@ -31,7 +33,8 @@ from mempi_jax.config import ConfigError, near
 from mempi_jax.evals.isolation import check_experience
 from mempi_jax.experience.bank import BankEntry, read_bank, read_episodes
 from mempi_jax.experience.online import learn_online
-from mempi_jax.memory.chat import ChatManager, check_client, connect
+from mempi_jax.memory.awm import AwmMemory, Workflow, induce_workflows
+from mempi_jax.memory.chat import ChatManager, Complete, check_client, connect
 from mempi_jax.memory.mem0 import FactMemory, build_facts
 from mempi_jax.memory.mempi import MempiMemory
 from mempi_jax.memory.memrl import MemRlConfig, MemRlMemory
@@ -40,20 +43,21 @@ from mempi_jax.memory.operations import FactStore, Manager, RuleManager
 from mempi_jax.memory.oracle import OracleMemory
 from mempi_jax.memory.rag import RagMemory
 from mempi_jax.memory.rag_abstain import RagAbstainMemory
+from mempi_jax.memory.reasoning_bank import Item, ReasoningBankMemory, extract_items
 from mempi_jax.memory.store import BM25, check_encoder
 from mempi_jax.policy.template import action_tokens, agent_turn, content_tokens
 from mempi_jax.runtime import files
-from mempi_jax.types import Decision, Memory, Task
+from mempi_jax.types import Decision, Episode, Memory, Task
 from mempi_jax.world import TRAIN_SPLIT, World
 
 MEMORIES = (
   'none', 'token_matched', 'oracle', 'rag', 'mem0', 'memory_r1', 'memrl', 'rag_abstain', 'untrained', 'always', 'mempi_stage1', 'mempi',
 )  # fmt: skip
-# Published ones that take a chat model for every episode, which rules cannot stand in for.
+# These take a chat model, which rules cannot stand in for.
 NEED_A_CHAT_MODEL = ('reasoning_bank', 'awm')
 POLICIES = {'untrained': 'untrained', 'mempi_stage1': 'stage1', 'mempi': 'stage2', 'always': 'stage2', 'rag_abstain': 'rag_abstain'}
 CAN_LEARN = ('rag', 'mem0', 'memrl', 'mempi')  # from their own episodes, in a deployment
-FACTS, OPERATIONS, PLAYED = 'facts.jsonl', 'operations.jsonl', 'episodes.jsonl'
+FACTS, OPERATIONS, PLAYED, ANSWERS = 'facts.jsonl', 'operations.jsonl', 'episodes.jsonl', 'answers.jsonl'
 
 
 def check_memories(config: FrozenConfigDict) -> None:
@@ -65,25 +69,23 @@ def check_memories(config: FrozenConfigDict) -> None:
   baselines = config.baselines
   _check_deployment(config)
   for name in config.eval.memories:
-    if name in NEED_A_CHAT_MODEL:
-      raise ConfigError(
-        f'the memory {name} distils every episode with a chat model and is not part of this version; leave it out of eval.memories'
-      )
-    if name not in MEMORIES:
-      raise ConfigError(f'unknown memory {name!r}{near(name, MEMORIES)}: expected some of {", ".join(MEMORIES)}')
+    if name not in (*MEMORIES, *NEED_A_CHAT_MODEL):
+      raise _unknown(name)
+    if name in NEED_A_CHAT_MODEL and not baselines.manager.url:
+      raise ConfigError(f'the memory {name} is made by a chat model: set baselines.manager.url to an OpenAI-compatible endpoint, or leave it out')
     rag = baselines.rag.index
-    encoders = {'rag': rag, 'rag_abstain': rag} | {other: baselines[other].encoder for other in ('mem0', 'memory_r1', 'memrl')}
+    encoders = {'rag': rag, 'rag_abstain': rag} | {other: baselines[other].encoder for other in ('mem0', 'memory_r1', 'memrl', *NEED_A_CHAT_MODEL)}
     try:
       if encoders.get(name, BM25) != BM25:
         check_encoder(encoders[name])
-      if name == 'mem0' and baselines.manager.url:
+      if name in ('mem0', *NEED_A_CHAT_MODEL) and baselines.manager.url:
         check_client()
     except (ModuleNotFoundError, ValueError) as error:
       raise ConfigError(str(error)) from None
 
 
 def prepare(world: World) -> None:
-  """Makes what Mem0 and MemRL need in the working folder, where eval.memories names them; goes on where a killed run stopped."""
+  """Makes what Mem0, MemRL and the memories of chat models need, where eval.memories names them; goes on where a killed run stopped."""
   if 'mem0' in world.config.eval.memories and files.read_done(world.workdir / 'mem0') is None:
     store = FactStore(world.config.baselines.mem0.encoder, world.config.baselines.mem0.shown)
     folder = world.workdir / 'mem0'
@@ -91,6 +93,11 @@ def prepare(world: World) -> None:
   if 'memrl' in world.config.eval.memories and files.read_done(world.workdir / 'memrl') is None:
     memory = _learned_memrl(world)
     files.mark_done(world.workdir / 'memrl', {'memories': len(memory.texts), 'mean_utility': float(np.mean(memory.utilities))})
+  if 'reasoning_bank' in world.config.eval.memories and files.read_done(world.workdir / 'reasoning_bank') is None:
+    goals, items = _reasoning(world)
+    files.mark_done(world.workdir / 'reasoning_bank', {'episodes': len(goals), 'items': sum(map(len, items))})
+  if 'awm' in world.config.eval.memories and files.read_done(world.workdir / 'awm') is None:
+    files.mark_done(world.workdir / 'awm', {'workflows': len(_workflows(world))})
 
 
 def make_memory(name: str, world: World) -> Memory:
@@ -149,7 +156,7 @@ def matched_steps(world: World) -> int:
   cost = np.mean([g.read_tokens + g.written_tokens + (len(g.tokens) if g.decision is Decision.GENERATE else 0) for g in guidances])
   turns = [
     len(action_tokens(world.tokenizer, step.action)) + len(agent_turn(world.tokenizer, brought))
-    for episode in read_episodes(world.trained / 'bank' / PLAYED)
+    for episode in _bank_episodes(world)
     for step, brought in zip(episode.steps, [*(step.observation for step in episode.steps[1:]), episode.last_observation], strict=True)
   ]
   return math.ceil(cost / np.mean(turns))
@@ -166,6 +173,10 @@ def _held(memory: Memory) -> Sequence[Any] | None:
       return [source for sources in memory.store.sources for source in sources]
     case MemRlMemory():
       return [source for sources in memory.sources for source in sources]
+    case ReasoningBankMemory():
+      return [item.source for items in memory.items for item in items]
+    case AwmMemory():
+      return [source for workflow in memory.workflows for source in workflow.sources]
   return None
 
 
@@ -187,6 +198,12 @@ def _make(name: str, world: World) -> Memory:
       if files.read_done(world.trained / 'memrl') is None:
         raise FileNotFoundError(f'{world.trained / "memrl"}: MemRL has not learned yet; train first')
       return _learned_memrl(world)
+    case 'reasoning_bank':
+      fields = world.config.baselines.reasoning_bank
+      return ReasoningBankMemory(*_reasoning(world), _tokenize(world), encoder=fields.encoder, k=fields.k)
+    case 'awm':
+      fields = world.config.baselines.awm
+      return AwmMemory(_workflows(world), _tokenize(world), encoder=fields.encoder, k=fields.k)
     case 'rag_abstain':
       return RagAbstainMemory(policy(), make_rag(world), threshold=config.threshold)
     case 'untrained' | 'mempi_stage1' | 'mempi':
@@ -194,7 +211,12 @@ def _make(name: str, world: World) -> Memory:
     case 'always':
       return MempiMemory(policy(), name, threshold=0.0, temperature=config.temperature)
     case _:
-      raise ConfigError(f'unknown memory {name!r}{near(name, MEMORIES)}: expected some of {", ".join(MEMORIES)}')
+      raise _unknown(name)
+
+
+def _unknown(name: str) -> ConfigError:
+  known = (*MEMORIES, *NEED_A_CHAT_MODEL)
+  return ConfigError(f'unknown memory {name!r}{near(name, known)}: expected some of {", ".join(known)}')
 
 
 def _facts(name: str, world: World) -> FactStore:
@@ -243,7 +265,27 @@ def _manager(world: World) -> Manager:
   config = world.config.baselines.manager
   if not config.url:
     return RuleManager(world.config.baselines.mem0.replace)
-  return ChatManager(connect(config.url, config.model, timeout=config.timeout, retries=config.retries, max_tokens=config.max_tokens))
+  return ChatManager(_complete(world))
+
+
+def _complete(world: World) -> Complete:
+  config = world.config.baselines.manager
+  return connect(config.url, config.model, timeout=config.timeout, retries=config.retries, max_tokens=config.max_tokens)
+
+
+def _reasoning(world: World) -> tuple[list[str], list[list[Item]]]:
+  """The items of the bank's episodes: asked for, or taken from the log of what was."""
+  return extract_items(_bank_episodes(world), _complete(world), world.trained / 'reasoning_bank' / ANSWERS)
+
+
+def _workflows(world: World) -> list[Workflow]:
+  """The workflows of the bank's episodes: asked for, or taken from the log of what was."""
+  config = world.config.baselines.awm
+  return induce_workflows(_bank_episodes(world), _complete(world), world.trained / 'awm' / ANSWERS, examples=config.examples)
+
+
+def _bank_episodes(world: World) -> list[Episode]:
+  return list(read_episodes(world.trained / 'bank' / PLAYED))
 
 
 def _bank(world: World) -> list[BankEntry]:

@@ -100,8 +100,8 @@ def test_another_agent_is_helped_by_memories_that_it_never_trained(finished, tmp
   ('memory', 'message'),
   [
     ('memrll', 'did you mean memrl'),
-    ('awm', 'distils every episode with a chat model'),
-    ('reasoning_bank', 'leave it out of eval.memories'),
+    ('reasoning_bank', 'set baselines.manager.url'),
+    ('awm', 'made by a chat model'),
   ],
 )
 def test_what_cannot_be_evaluated_is_refused_first(tmp_path, capsys, memory, message):

@@ -18,7 +18,7 @@ from mempi_jax.evals import stats
 from mempi_jax.runtime import files, manifest
 
 MEMORIES = (
-  'none', 'token_matched', 'oracle', 'rag', 'mem0', 'memory_r1', 'memrl', 'rag_abstain', 'untrained', 'always', 'mempi_stage1', 'mempi',
+  'none', 'token_matched', 'oracle', 'rag', 'mem0', 'memory_r1', 'memrl', 'reasoning_bank', 'awm', 'rag_abstain', 'untrained', 'always', 'mempi_stage1', 'mempi',
 )  # fmt: skip
 ONLINE = '_online'  # behind the name of a memory that learns as it goes, in a deployment
 SPLITS = ('heldout_games', 'heldout_goals', 'long_horizon')
@@ -30,7 +30,7 @@ PAIRS = (
   ('mempi_stage1', 'rag'),
   ('mempi', 'rag'),
   ('mempi', 'mempi_stage1'),
-  *(('mempi', memory) for memory in ('mem0', 'memory_r1', 'memrl', 'rag_abstain', 'untrained', 'always', 'token_matched')),
+  *(('mempi', memory) for memory in ('mem0', 'memory_r1', 'memrl', 'reasoning_bank', 'awm', 'rag_abstain', 'untrained', 'always', 'token_matched')),
 )
 
 EPISODES_FILE, BASE_RUNS_FILE = 'eval/episodes.jsonl', 'eval/base_runs.jsonl'

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mempi_jax.memory.operations import Event, Operation
+from mempi_jax.runtime.endpoint import Endpoint
 
 Complete = Callable[[str, str], str]  # (system, user) -> answer
 
@@ -38,32 +38,27 @@ class ChatManager:
 
 def parse_events(answer: str) -> list[Event]:
   """The events of an answer, whatever stands around the JSON; none where there is no JSON object of that form."""
+  found = json_object(answer).get('events')
+  return [event for item in found if (event := _event(item)) is not None] if isinstance(found, list) else []
+
+
+def json_object(answer: str) -> dict[str, Any]:
+  """The JSON object in an answer, whatever stands around it; an empty one where there is none that can be read."""
   match = re.search(r'\{.*\}', answer, re.DOTALL)
   try:
     found = json.loads(match.group()) if match else None
-  except ValueError:
-    return []
-  if not isinstance(found, dict) or not isinstance(found.get('events'), list):
-    return []
-  return [event for item in found['events'] if (event := _event(item)) is not None]
+  except (ValueError, RecursionError):
+    found = None
+  return found if isinstance(found, dict) else {}
 
 
 def connect(url: str, model: str, *, timeout: float, retries: int, max_tokens: int) -> Complete:
-  """Calls of a model at an endpoint, greedy. The key comes from OPENAI_API_KEY; a local server takes any.
+  """Calls of a model at an endpoint, greedy. The key comes from OPENAI_API_KEY; a local server needs none.
 
-  Raises what `check_client` does; a call raises openai.OpenAIError when it failed for good.
+  Raises ValueError for an address that is none; a call raises EndpointError when it failed for good.
   """
-  check_client()
-  import openai
-
-  client = openai.OpenAI(base_url=url, api_key=os.environ.get('OPENAI_API_KEY', 'none'), timeout=timeout, max_retries=retries)
-
-  def complete(system: str, user: str) -> str:
-    messages: list[Any] = [{'role': 'system', 'content': system}, {'role': 'user', 'content': user}]
-    answer = client.chat.completions.create(model=model, messages=messages, temperature=0.0, max_tokens=max_tokens)
-    return answer.choices[0].message.content or ''
-
-  return complete
+  endpoint = Endpoint(url, model, {'temperature': 0.0, 'max_tokens': max_tokens}, timeout=timeout, retries=retries)
+  return lambda system, user: endpoint.complete([{'role': 'system', 'content': system}, {'role': 'user', 'content': user}]).text
 
 
 def check_client() -> None:
