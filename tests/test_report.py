@@ -897,15 +897,15 @@ def test_pooled_runs_are_judged_together(tmp_path, no_drawing):
   assert no_drawing['risk_coverage'][0].coverage.shape == (61,)
 
 
-def test_thirteen_memories(tmp_path, no_drawing):
-  assert len(EVERY) == 13
+def test_fifteen_memories(tmp_path, no_drawing):
+  assert len(EVERY) == 15
   options = {'games': 12, 'memories': EVERY, 'stages': ()}
   workdirs = [make_workdir(tmp_path / f'h{s}', seed=s, **options) for s in (0, 1)]
   path = report.write_pooled_report(workdirs, tmp_path / 'out')
   page = open_page(path)
   names = list(map(plots.label, EVERY))
   assert [record['memory'] for record in read_table(path.parent, 'success')] == list(EVERY) and all(name in page.text for name in names)
-  assert len(read_table(path.parent, 'runs')[0]) == 3 + 13 and ('class', 'dense') in page.attributes
+  assert len(read_table(path.parent, 'runs')[0]) == 3 + 15 and ('class', 'dense') in page.attributes
   assert len({(r['split'], r['a'], r['b']) for r in read_table(path.parent, 'comparisons')}) == 3 * len(success.PAIRS)
   assert [record['memory'] for record in read_table(path.parent, 'costs')] == list(EVERY)
   assert 'Over 24 episodes of held-out games the agent alone succeeds in' in page.text and 'Against RAG over the same bank' in page.text
