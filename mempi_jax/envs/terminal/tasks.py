@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -75,6 +76,7 @@ class DatabaseTask:
     return self.expected_rows is not None
 
 
+@functools.cache
 def storage_of(type_name: str) -> str:
   """INTEGER, REAL or TEXT: what a MySQL type is stored as. Raises ValueError for a type that is none of STORAGE's."""
   base = re.split(r'[\s(]', type_name.strip(), maxsplit=1)[0].upper()
