@@ -34,7 +34,7 @@ from mempi_jax.evals.isolation import check_experience
 from mempi_jax.experience.bank import BankEntry, read_bank, read_episodes
 from mempi_jax.experience.online import learn_online
 from mempi_jax.memory.awm import AwmMemory, Workflow, induce_workflows
-from mempi_jax.memory.chat import ChatManager, Complete, check_client, connect
+from mempi_jax.memory.chat import ChatManager, Complete, connect
 from mempi_jax.memory.mem0 import FactMemory, build_facts
 from mempi_jax.memory.mempi import MempiMemory
 from mempi_jax.memory.memrl import MemRlConfig, MemRlMemory
@@ -47,6 +47,7 @@ from mempi_jax.memory.reasoning_bank import Item, ReasoningBankMemory, extract_i
 from mempi_jax.memory.store import BM25, check_encoder
 from mempi_jax.policy.template import action_tokens, agent_turn, content_tokens
 from mempi_jax.runtime import files
+from mempi_jax.runtime.endpoint import address_of
 from mempi_jax.types import Decision, Episode, Memory, Task
 from mempi_jax.world import TRAIN_SPLIT, World
 
@@ -63,7 +64,7 @@ FACTS, OPERATIONS, PLAYED, ANSWERS = 'facts.jsonl', 'operations.jsonl', 'episode
 def check_memories(config: FrozenConfigDict) -> None:
   """Refuses what cannot be evaluated, before anything expensive.
 
-  Raises ConfigError for an unknown name, a memory that needs a chat model, or a package that is missing, naming its extra; and for a
+  Raises ConfigError for an unknown name, a memory that needs a chat model, an address that is none, or a package that is missing, naming its extra; and for a
   deployment that cannot be.
   """
   baselines = config.baselines
@@ -79,7 +80,7 @@ def check_memories(config: FrozenConfigDict) -> None:
       if encoders.get(name, BM25) != BM25:
         check_encoder(encoders[name])
       if name in ('mem0', *NEED_A_CHAT_MODEL) and baselines.manager.url:
-        check_client()
+        address_of(baselines.manager.url)
     except (ModuleNotFoundError, ValueError) as error:
       raise ConfigError(str(error)) from None
 

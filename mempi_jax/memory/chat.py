@@ -5,7 +5,6 @@ What the model answers is untrusted: only the four operations, on the memories t
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -59,12 +58,6 @@ def connect(url: str, model: str, *, timeout: float, retries: int, max_tokens: i
   """
   endpoint = Endpoint(url, model, {'temperature': 0.0, 'max_tokens': max_tokens}, timeout=timeout, retries=retries)
   return lambda system, user: endpoint.complete([{'role': 'system', 'content': system}, {'role': 'user', 'content': user}]).text
-
-
-def check_client() -> None:
-  """Raises ModuleNotFoundError without the package `openai`, naming the extra."""
-  if importlib.util.find_spec('openai') is None:
-    raise ModuleNotFoundError("a chat endpoint needs a package that is not installed: pip install 'mempi_jax[chat]'", name='openai')
 
 
 def _event(item: Any) -> Event | None:
