@@ -23,7 +23,8 @@ class Decision(enum.StrEnum):
 
 
 class Status(enum.StrEnum):
-  """How an episode ended. ENV_ERROR is a fault of the simulator: never a zero reward, always masked out of training."""
+  """How an episode ended. ENV_ERROR is a fault of the simulator, or of the machinery behind the agent: never a zero reward, always masked out
+  of training."""
 
   SUCCESS = 'success'
   FAILURE = 'failure'  # the environment said that the task is over, and not solved
@@ -120,6 +121,13 @@ class RolloutGroup:
   episodes: tuple[Episode, ...]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentFault:
+  """In the place of an action: what the agent runs on failed, which says nothing of its guidance. The episode is over, with ENV_ERROR."""
+
+  reason: str
+
+
 class Env(Protocol):
   """A simulator that plays one task at a time."""
 
@@ -140,8 +148,8 @@ class AgentSession(Protocol):
   def observe(self, key: int, observation: str) -> None:
     """What the episode's last action brought."""
 
-  def act(self) -> list[tuple[int, str | None]]:
-    """Some of the actions that are owed, at least one if any is; None: the episode ran out of context, and is over."""
+  def act(self) -> list[tuple[int, str | None | AgentFault]]:
+    """Some of the actions that are owed, at least one if any is; None: the episode ran out of context, and is over, as after a fault."""
 
   def end(self, key: int) -> None:
     """The episode is over, or never started."""

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mempi_jax.types import Agent, Context, Decision, Env, Episode, Guidance, Status, Step, Task
+from mempi_jax.types import Agent, AgentFault, Context, Decision, Env, Episode, Guidance, Status, Step, Task
 
 _logger = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ def stream_episodes(
 ) -> Iterator[tuple[int, Episode]]:
   """Plays each task with its guidance, at most max_steps[i] actions each; yields (number of the task, episode) as they end.
 
-  A simulator's exception, at reset or at a step, ends its episode with status ENV_ERROR, leaves the others alone and is logged. An
-  episode whose reset failed has a context without goal and observation. What `make_env` or the agent raises is passed on.
+  A simulator's exception, at reset or at a step, ends its episode with status ENV_ERROR, leaves the others alone and is logged, and so does
+  an agent's fault. An episode whose reset failed has a context without goal and observation. What `make_env` or the agent raises is passed on.
 
   Args:
     make_env: makes one environment; it is reused for later tasks.
@@ -147,6 +147,9 @@ def stream_episodes(
           owed -= 1
           if action is None:  # the agent ran out of context
             yield finish(i, Status.TRUNCATED)
+          elif isinstance(action, AgentFault):
+            _logger.warning('task %s: the agent failed after %d steps: %s', tasks[i].task_id, len(running[i].steps), action.reason)
+            yield finish(i, Status.ENV_ERROR)
           else:
             running[i].action = action
             pending[executor.submit(running[i].env.step, action)] = i
