@@ -114,7 +114,7 @@ def call(name, *arguments):
   return perl(f'print "ESCAPED" if syscall({", ".join(map(str, (number, *arguments)))}) >= 0; print " $!"')
 
 
-# {file} {pid} {port} {abstract} {unix} {repository} stand for the host's.
+# {file} {pid} {port} {abstract} {unix} {rootfs} stand for the host's.
 READ = 'grep -H . {where} 2>/dev/null'
 ATTEMPTS = {
   # files of the machine
@@ -128,13 +128,13 @@ ATTEMPTS = {
   'dots': READ.format(where='../../../../../../../../../..{file} /proc/../..{file}'),
   'symbolic link': 'ln -s {file} /tmp/a; ln -s /proc/1/root /tmp/b; ln -s / /tmp/c; cat /tmp/a /tmp/b{file} /tmp/c{file}',
   'hard link': tells('ln {file} /tmp/a || ln /proc/1/root{file} /tmp/b'),
-  'find by content': 'grep -rls "$(echo {file} | sed s/.*pytest//)" /proc/1/ /tmp /root /home /srv /mnt /media /var/tmp; ls {repository} && echo ESCAPED',
+  'find by content': 'grep -rlse "$(echo {file} | sed s/.*pytest//)" /proc/1/ /tmp /root /home /srv /mnt /media /var/tmp; ls {rootfs} && echo ESCAPED',
   'inherited descriptors': 'for f in /proc/self/fd/*; do case $(readlink $f) in pipe:*|/dev/null|/proc/*|"") ;; *) echo ESCAPED $(readlink $f);; esac; done',
   'descriptors of all': 'for f in /proc/[0-9]*/fd/*; do case $(readlink $f) in pipe:*|/dev/null|/proc/*|"") ;; *) echo ESCAPED $(readlink $f);; esac; done',
   'folders behind descriptors': perl('for (3..255) { chdir "/proc/self/fd/$_/../../../../../.." and print `cat ./{file} 2>/dev/null` }'),
   'file handles': call('open_by_handle_at', -100, 0, 0),
   'file handles, making': call('name_to_handle_at', -100, '"/"', 0, 0, 0),
-  'the layer below': 'cat /proc/self/mountinfo | grep -c {repository} | grep -v "^0" && echo ESCAPED; ls -d /oldroot /work /upper 2>/dev/null && echo ESCAPED',
+  'the layer below': 'cat /proc/self/mountinfo | grep -c {rootfs} | grep -v "^0" && echo ESCAPED; ls -d /oldroot /work /upper 2>/dev/null && echo ESCAPED',
   'programs of the machine': tells('head -c 1 /proc/1/exe > /tmp/x && ! cmp -s /proc/1/exe /usr/bin/bash'),
   'overwriting what runs': tells('(exec 9<>/proc/1/exe; cmp -s /proc/1/exe /usr/bin/bash) 2>/dev/null && ! test -w /usr/bin/bash'),
   'boot arguments': tells('test -s /proc/cmdline'),
@@ -240,7 +240,7 @@ BARE = {'mknodat': (259, 33), 'clone': (56, 220), 'prctl': (157, 167)}
 def test_it_does_not_get_out(sandbox, host, rootfs, name):
   command = ATTEMPTS[name]
   stands_for = {
-    'file': host.file, 'pid': host.process.pid, 'port': host.port, 'abstract': host.abstract, 'unix': host.unix, 'repository': rootfs.parent,
+    'file': host.file, 'pid': host.process.pid, 'port': host.port, 'abstract': host.abstract, 'unix': host.unix, 'rootfs': rootfs,
     **{name: numbers[COLUMN] for name, numbers in BARE.items()},
   }  # fmt: skip
   for word, value in stands_for.items():
@@ -426,7 +426,7 @@ def test_endless_command(sandbox, command):
 def test_processor_time(rootfs):
   with Sandbox(rootfs, dataclasses.replace(LIMITS, cpu_seconds=1)) as sandbox:
     sandbox.start()
-    result = sandbox.run('bash -c "while :; do :; done"')
+    result = sandbox.run('bash -c "while :; do :; done"', 120.0)
     assert result.status == 128 + 9  # the hard limit
 
 
