@@ -128,7 +128,7 @@ ATTEMPTS = {
   'dots': READ.format(where='../../../../../../../../../..{file} /proc/../..{file}'),
   'symbolic link': 'ln -s {file} /tmp/a; ln -s /proc/1/root /tmp/b; ln -s / /tmp/c; cat /tmp/a /tmp/b{file} /tmp/c{file}',
   'hard link': tells('ln {file} /tmp/a || ln /proc/1/root{file} /tmp/b'),
-  'find by content': 'grep -rlse "$(echo {file} | sed s/.*pytest//)" /proc/1/ /tmp /root /home /srv /mnt /media /var/tmp; ls {rootfs} && echo ESCAPED',
+  'find by content': 'grep -rlse "$(echo {file} | sed s/.*pytest//)" /tmp /root /home /srv /mnt /media /var/tmp; ls {rootfs} && echo ESCAPED',
   'inherited descriptors': 'for f in /proc/self/fd/*; do case $(readlink $f) in pipe:*|/dev/null|/proc/*|"") ;; *) echo ESCAPED $(readlink $f);; esac; done',
   'descriptors of all': 'for f in /proc/[0-9]*/fd/*; do case $(readlink $f) in pipe:*|/dev/null|/proc/*|"") ;; *) echo ESCAPED $(readlink $f);; esac; done',
   'folders behind descriptors': perl('for (3..255) { chdir "/proc/self/fd/$_/../../../../../.." and print `cat ./{file} 2>/dev/null` }'),
