@@ -124,11 +124,12 @@ def get_config() -> ConfigDict:
   config.deploy.games = 256  # of a period
   config.deploy.memories = ('none', 'oracle', 'rag', 'mempi')  # as they were trained; each among eval.memories
   config.deploy.online = ('rag', 'mempi')  # once more, learning from the episodes of every period
-  config.deploy.check_games = 96  # the last of a period: an update is checked on them, and learns from the others
-  config.deploy.check_runs = 2  # agent seeds a game
+  config.deploy.window = 2  # periods whose lessons an update learns
+  config.deploy.check_games = 128  # the last of a period: its update is checked on them, and learns from the others
+  config.deploy.check_runs = 3  # agent seeds a game
   config.deploy.margin = 0.0  # an update stays if the interval of (updated - current) lies above -margin
-  config.deploy.sft = ConfigDict()  # SFT on what a period taught
-  config.deploy.sft.steps = 60
+  config.deploy.sft = ConfigDict()  # an update
+  config.deploy.sft.duration = '6 epochs'
   config.deploy.sft.batch_size = 32
   config.deploy.sft.evaluate_every = 60
   config.deploy.sft.checkpoint_every = 60

@@ -8,9 +8,9 @@ all periods as it was trained, and those of `deploy.online` once more, learning 
     RAG     the lessons become entries of its bank, and a newer entry goes before an older one that is as similar
     Mem0    its manager adds, updates and deletes facts, lesson by lesson
     MemRL   utilities follow the outcomes, and the lessons become memories, as it does by itself
-    Mem-π   the policy is fine-tuned on the lessons (SFT, where silence sufficed with ABSTAIN as the target), and the update is checked: updated
-            and current policy play the same games, which the update has not seen, under the same seeds. It stays if the 95% interval of the
-            difference lies above -margin; else it is rolled back
+    Mem-π   the policy is fine-tuned on the lessons of the last `window` periods (SFT, where silence sufficed with ABSTAIN as the target), and the
+            update is checked: updated and current policy play the same games, which the update has not seen, under the same seeds. It stays if
+            the 95% interval of the difference lies above -margin; else it is rolled back
 
 Each game is played before anything is learned from it. Writes deploy/MEMORY.jsonl, an episode a line, and deploy/updates/N/, which hold each
 update's policy, the check's episodes and its verdict.
@@ -108,7 +108,7 @@ class UpdatedMempi:
 
   def __init__(self, name: str, world: World, policy: GuidancePolicy, check: Sequence[Sequence[Game]], folder: Path):
     self.name, self.world, self.policy, self.check, self.folder = name, world, policy, check, folder
-    self.period = 0
+    self.period, self.earlier = 0, []  # lessons of the periods before, as far back as an update looks
 
   def guide(self, contexts: Sequence[Context], seed: int) -> list[Guidance]:
     """What the policy of now says."""
@@ -116,10 +116,12 @@ class UpdatedMempi:
 
   def observe(self, episodes: Sequence[Episode]) -> None:
     """One period's episodes: an update, its check, and what the verdict says."""
-    games = self.check[self.period]
-    held = {game.game_id for game in games}
-    taught = lessons(episode for episode in episodes if episode.context.task.task_id not in held)
-    self.policy = self.update(taught, games, self.folder / f'{self.period:02d}')
+    games, window = self.check[self.period], self.world.config.deploy.window
+    held, taught = {game.game_id for game in games}, lessons(episodes)
+    unseen = [lesson for lesson in taught if lesson.task_id not in held]
+    older = [lesson for period in self.earlier for lesson in period]
+    self.policy = self.update([*older, *unseen], games, self.folder / f'{self.period:02d}')
+    self.earlier = [*self.earlier, taught][max(0, len(self.earlier) + 2 - window) :]
     self.period += 1
 
   def update(self, taught: Sequence[BankEntry], games: Sequence[Game], folder: Path) -> GuidancePolicy:

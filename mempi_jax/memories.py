@@ -237,6 +237,8 @@ def _check_deployment(config: FrozenConfigDict) -> None:
     raise ConfigError(
       f'deploy.check_games {deploy.check_games}, check_runs {deploy.check_runs}: expected some of the {deploy.games} games, one run or more'
     )
+  if deploy.window < 1:
+    raise ConfigError(f'deploy.window {deploy.window}: expected 1 period or more')
   for name in (*deploy.memories, *deploy.online):
     if name not in config.eval.memories:
       raise ConfigError(f'deploy names the memory {name!r}, which eval.memories does not: that is where it is made')

@@ -134,14 +134,15 @@ def train_stage1(world: World, entries: Sequence[BankEntry]) -> GuidancePolicy:
 def fine_tune(
   world: World, folder: Path, description: str, policy: GuidancePolicy, entries: Sequence[BankEntry], config: FrozenConfigDict
 ) -> GuidancePolicy:
-  """SFT of any policy on some entries for `config.steps` steps; contexts that were solved alone have ABSTAIN as their target."""
+  """SFT of any policy on some entries for `config.duration`; contexts that were solved alone have ABSTAIN as their target."""
   source = SftSource(entries, policy, batch_size=config.batch_size, abstain_share=1.0, validation=0.0, seed=world.config.seed)
 
   def loss(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
     return sft_loss(logit, logps, batch.content_mask, batch.decision_target, batch.valid)
 
   nothing = lambda trained: {}
-  return fit(world, folder, description, policy, source, loss, config, config.steps, inner_epochs=1, evaluate=nothing)
+  num_steps = count_steps(config.duration, num_examples=source.num_examples, batch_size=config.batch_size)
+  return fit(world, folder, description, policy, source, loss, config, num_steps, inner_epochs=1, evaluate=nothing)
 
 
 def initial_policy(world: World) -> GuidancePolicy:

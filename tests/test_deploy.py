@@ -24,7 +24,7 @@ SETTINGS = {
   'deploy__moved': '(0.0, 1.0, 1.0)',
   'deploy__games': 24,
   'deploy__check_games': 8,
-  'deploy__sft__steps': 4,
+  'deploy__sft__duration': '4 steps',
   'deploy__sft__batch_size': 8,
   'deploy__sft__optimizer__warmup': '1 steps',
 }
@@ -71,6 +71,7 @@ def test_results_and_report_have_the_deployment(finished):
   assert len(found['updates']) == 3
   for update in found['updates']:
     assert update['accepted'] == (update['ci95'][0] > 0.0)
+    assert update['lessons'] > 8 and update['pairs'] == 3 * 8
 
 
 def test_the_report_shows_it(finished):
@@ -98,7 +99,7 @@ def test_a_killed_deployment_goes_on(finished, tmp_path):
 
 def test_a_wrong_update_is_rolled_back_and_a_right_one_stays(finished, tmp_path):
   workdir = tmp_path / 'run'
-  world = open_world(parse(workdir, deploy__sft__steps=40, deploy__check_runs=4), workdir)
+  world = open_world(parse(workdir, deploy__sft__duration='40 steps', deploy__check_runs=4), workdir)
   periods = make_periods(world)
   policy = world.load_policy(finished / 'stage2' / 'policy')
   memory = UpdatedMempi('mempi_online', world, policy, [games[-8:] for games in periods], workdir / 'updates')
@@ -118,6 +119,23 @@ def test_a_wrong_update_is_rolled_back_and_a_right_one_stays(finished, tmp_path)
   assert verdict['accepted'] and verdict['difference'] > 0.0, verdict
   assert updated is not policy
   assert memory.update(truth, games, workdir / 'updates' / 'right') is not policy  # read back, not trained again
+
+
+@pytest.mark.parametrize('window', [1, 2, 3])
+def test_an_update_learns_the_lessons_of_its_window_but_not_those_of_its_check(finished, tmp_path, window):
+  world = open_world(parse(tmp_path / 'run', deploy__window=window), tmp_path / 'run')
+  periods = make_periods(world)
+  memory = UpdatedMempi('mempi_online', world, None, [games[-8:] for games in periods], tmp_path)
+  seen = []
+  memory.update = lambda taught, games, folder: seen.append(({lesson.task_id for lesson in taught}, {game.game_id for game in games}))
+  played = list(read_episodes(finished / 'deploy' / 'none.jsonl'))
+  for period in range(3):
+    memory.observe(played[24 * period : 24 * (period + 1)])
+  ids = [[game.game_id for game in games] for games in periods]
+  for period, (taught, checked) in enumerate(seen):
+    earlier = [name for names in ids[max(0, period - window + 1) : period] for name in names]
+    assert checked == set(ids[period][-8:])
+    assert taught <= {*earlier, *ids[period][:-8]} and len(taught) > 0.8 * (len(earlier) + 16)
 
 
 def test_too_few_lessons_change_nothing(finished, tmp_path):
@@ -141,6 +159,7 @@ def test_a_game_of_training_is_refused(finished):
   [
     ({'deploy__moved': '(0.0,)'}, 'two or more periods'),
     ({'deploy__moved': '(0.0, 1.5)'}, 'between 0 and 1'),
+    ({'deploy__window': 0}, 'expected 1 period or more'),
     ({'deploy__check_games': 24}, 'expected some of the 24 games'),
     ({'deploy__online': "('rag','oracle')"}, "'oracle' cannot learn"),
     ({'deploy__memories': "('none','mem0')"}, "'mem0', which eval.memories does not"),
