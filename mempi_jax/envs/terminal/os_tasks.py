@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mempi_jax.envs.terminal.tasks import _nested, _records, _short, _text
+from mempi_jax.envs.terminal.records import load_records, nested, short, text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,18 +38,7 @@ def load_os_tasks(path: str | Path, count: int | None = None) -> dict[str, OsTas
     ValueError: another kind of file, no tasks in it, or a broken record: file, row (from 0; of JSON lines the line, from 1), field, what was
       found, what was expected.
   """
-  path = Path(path)
-  tasks: dict[str, OsTask] = {}
-  for where, name, record in _records(path):
-    if count is not None and len(tasks) >= count:
-      break
-    task = read_os_task(record, where, name)
-    if task.task_id in tasks:
-      raise ValueError(f'{where}: sample_index {task.task_id} is there twice')
-    tasks[task.task_id] = task
-  if not tasks and count != 0:
-    raise ValueError(f'{path}: no tasks in it')
-  return tasks
+  return load_records(path, read_os_task, count)
 
 
 def read_os_task(record: Any, where: str, name: str) -> OsTask:
@@ -58,17 +47,17 @@ def read_os_task(record: Any, where: str, name: str) -> OsTask:
   Raises ValueError: the field, what was found, what was expected.
   """
   if not isinstance(record, dict):
-    raise ValueError(f'{where}: expected an object, found {_short(record)}')
+    raise ValueError(f'{where}: expected an object, found {short(record)}')
   number = record.get('sample_index', name)
   if isinstance(number, bool) or not isinstance(number, (int, str)) or number == '':
-    raise ValueError(f'{where}: sample_index: expected a number or a name, found {_short(number)}')
-  evaluation = _nested(record, 'evaluation_info', dict, where)
-  skills = _nested(record, 'skill_list', list, where) if 'skill_list' in record else []
+    raise ValueError(f'{where}: sample_index: expected a number or a name, found {short(number)}')
+  evaluation = nested(record, 'evaluation_info', dict, where)
+  skills = nested(record, 'skill_list', list, where) if 'skill_list' in record else []
   for index, skill in enumerate(skills):
-    _text(skill, f'{where}: skill_list[{index}]')
+    text(skill, f'{where}: skill_list[{index}]')
   return OsTask(
     str(number),
-    _text(record.get('instruction'), f'{where}: instruction').strip(),
+    text(record.get('instruction'), f'{where}: instruction').strip(),
     _script(record, 'initialization_command_item', where, may_be_empty=True),
     _script(evaluation, 'evaluation_command_item', f'{where}: evaluation_info'),
     _script(evaluation, 'ground_truth_command_item', f'{where}: evaluation_info'),
@@ -78,12 +67,12 @@ def read_os_task(record: Any, where: str, name: str) -> OsTask:
 
 def _script(record: dict[str, Any], field: str, where: str, *, may_be_empty: bool = False) -> str:
   """The script of a command item: an object with command_name bash and script."""
-  item = _nested(record, field, dict, where)
+  item = nested(record, field, dict, where)
   if item.get('command_name') != 'bash':
-    raise ValueError(f'{where}: {field}.command_name: expected bash, found {_short(item.get("command_name"))}')
+    raise ValueError(f'{where}: {field}.command_name: expected bash, found {short(item.get("command_name"))}')
   script = item.get('script')
   if not isinstance(script, str) or not (script.strip() or may_be_empty):
-    raise ValueError(f'{where}: {field}.script: expected text, found {_short(script)}')
+    raise ValueError(f'{where}: {field}.script: expected text, found {short(script)}')
   if '\0' in script:
     raise ValueError(f'{where}: {field}.script: expected no NUL character, found one')
   return script

@@ -7,16 +7,13 @@ it is used; a broken record gives an error that names the file, the row and the 
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
-import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mempi_jax.runtime import files
+from mempi_jax.envs.terminal.records import load_records, nested, short, text
 
 # What a column type of MySQL is stored as: its name without length and sign.
 STORAGE = {
@@ -103,50 +100,7 @@ def load_tasks(path: str | Path, *, split: str = 'train', count: int | None = No
     ValueError: another kind of file, no tasks in it, or a broken record: file, row (from 0; of JSON lines the line, from 1), field, what was
       found, what was expected.
   """
-  path = Path(path)
-  tasks: dict[str, DatabaseTask] = {}
-  for where, name, record in _records(path):
-    if count is not None and len(tasks) >= count:
-      break
-    task = read_task(record, where, name, split)
-    if task.task_id in tasks:
-      raise ValueError(f'{where}: sample_index {task.task_id} is there twice')
-    tasks[task.task_id] = task
-  if not tasks and count != 0:
-    raise ValueError(f'{path}: no tasks in it')
-  return tasks
-
-
-def _records(path: Path) -> Iterator[tuple[str, str, Any]]:
-  """(where it stands, its name, the record) for every record of a file."""
-  if not path.exists():
-    raise FileNotFoundError(f'no file {path}; expected a .json, .jsonl or .parquet file of database tasks')
-  if path.suffix == '.jsonl':
-    for number, record in enumerate(files.read_jsonl(path), start=1):
-      yield f'{path}:{number}', str(number - 1), record
-  elif path.suffix == '.json':
-    content = files.read_json(path)
-    if not isinstance(content, (list, dict)):
-      raise ValueError(f'{path}: expected a list of tasks, or an object of them, found {type(content).__name__}')
-    named = content.items() if isinstance(content, dict) else enumerate(content)
-    for name, record in named:
-      yield f'{path}, row {name}', str(name), record
-  elif path.suffix == '.parquet':
-    for number, record in enumerate(_read_parquet(path)):
-      yield f'{path}, row {number}', str(number), record
-  else:
-    raise ValueError(f'{path}: unknown kind of file; expected .json, .jsonl or .parquet')
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-  try:
-    import pyarrow.parquet as parquet
-  except ImportError as error:
-    raise ImportError(f"{path}: reading parquet needs pyarrow: pip install 'mempi_jax[terminal]'") from error
-  try:
-    return parquet.read_table(path).to_pylist()
-  except Exception as error:  # pyarrow has errors of its own for every way of being broken
-    raise ValueError(f'{path}: not a parquet file that can be read: {error}') from error
+  return load_records(path, lambda record, where, name: read_task(record, where, name, split), count)
 
 
 def read_task(record: Any, where: str, name: str, split: str = 'train') -> DatabaseTask:
@@ -155,30 +109,30 @@ def read_task(record: Any, where: str, name: str, split: str = 'train') -> Datab
   Raises ValueError: the field, what was found, what was expected.
   """
   if not isinstance(record, dict):
-    raise ValueError(f'{where}: expected an object, found {_short(record)}')
-  columns, table = _table(_nested(record, 'table_info', dict, where), f'{where}: table_info')
-  rows, md5, sql = _answer(_nested(record, 'answer_info', dict, where), f'{where}: answer_info')
-  skills = _nested(record, 'skill_list', list, where) if 'skill_list' in record else []
+    raise ValueError(f'{where}: expected an object, found {short(record)}')
+  columns, table = _table(nested(record, 'table_info', dict, where), f'{where}: table_info')
+  rows, md5, sql = _answer(nested(record, 'answer_info', dict, where), f'{where}: answer_info')
+  skills = nested(record, 'skill_list', list, where) if 'skill_list' in record else []
   for index, skill in enumerate(skills):
-    _text(skill, f'{where}: skill_list[{index}]')
+    text(skill, f'{where}: skill_list[{index}]')
   number = record.get('sample_index', name)
   if isinstance(number, bool) or not isinstance(number, (int, str)) or number == '':
-    raise ValueError(f'{where}: sample_index: expected a number or a name, found {_short(number)}')
-  instruction = _text(record.get('instruction'), f'{where}: instruction').strip()
+    raise ValueError(f'{where}: sample_index: expected a number or a name, found {short(number)}')
+  instruction = text(record.get('instruction'), f'{where}: instruction').strip()
   return DatabaseTask(str(number), instruction, Table(table['name'], columns, table['rows']), sql, rows, md5, tuple(skills), split)
 
 
 def _table(info: dict[str, Any], where: str) -> tuple[tuple[Column, ...], dict[str, Any]]:
-  name = _text(info.get('name'), f'{where}.name')
+  name = text(info.get('name'), f'{where}.name')
   listed = info.get('column_info_list')
   if not isinstance(listed, list) or not listed:
-    raise ValueError(f'{where}.column_info_list: expected a list of columns, found {_short(listed)}')
+    raise ValueError(f'{where}.column_info_list: expected a list of columns, found {short(listed)}')
   columns = []
   for index, column in enumerate(listed):
     here = f'{where}.column_info_list[{index}]'
     if not isinstance(column, dict):
-      raise ValueError(f'{here}: expected an object with name and type, found {_short(column)}')
-    columns.append(Column(_text(column.get('name'), f'{here}.name'), _text(column.get('type'), f'{here}.type')))
+      raise ValueError(f'{here}: expected an object with name and type, found {short(column)}')
+    columns.append(Column(text(column.get('name'), f'{here}.name'), text(column.get('type'), f'{here}.type')))
     try:
       storage_of(columns[-1].type)
     except ValueError as error:
@@ -192,56 +146,34 @@ def _table(info: dict[str, Any], where: str) -> tuple[tuple[Column, ...], dict[s
 def _rows(value: Any, where: str, columns: list[Column] | None = None) -> tuple[Row, ...]:
   """Rows of values; of the table's columns where these are given: then numbers stand in columns of numbers."""
   if not isinstance(value, list):
-    raise ValueError(f'{where}: expected a list of rows, found {_short(value)}')
+    raise ValueError(f'{where}: expected a list of rows, found {short(value)}')
   if len(value) > _MAX_ROWS:
     raise ValueError(f'{where}: {len(value)} rows; expected at most {_MAX_ROWS}')
   for index, row in enumerate(value):
     if not isinstance(row, (list, tuple)) or not row:
-      raise ValueError(f'{where}[{index}]: expected a list of values, found {_short(row)}')
+      raise ValueError(f'{where}[{index}]: expected a list of values, found {short(row)}')
     if columns is not None and len(row) != len(columns):
-      raise ValueError(f'{where}[{index}]: expected {len(columns)} values, one a column, found {len(row)}: {_short(row)}')
+      raise ValueError(f'{where}[{index}]: expected {len(columns)} values, one a column, found {len(row)}: {short(row)}')
     for place, item in enumerate(row):
       if isinstance(item, bool) or not isinstance(item, Value):
-        raise ValueError(f'{where}[{index}][{place}]: expected a number, text or null, found {_short(item)}')
+        raise ValueError(f'{where}[{index}][{place}]: expected a number, text or null, found {short(item)}')
       if columns is not None and isinstance(item, str) and columns[place].storage != 'TEXT' and not _is_number(item):
-        raise ValueError(f'{where}[{index}][{place}]: column {columns[place].name} has type {columns[place].type}, found {_short(item)}')
+        raise ValueError(f'{where}[{index}][{place}]: column {columns[place].name} has type {columns[place].type}, found {short(item)}')
   return tuple(tuple(row) for row in value)
 
 
 def _answer(info: dict[str, Any], where: str) -> tuple[tuple[Row, ...] | None, str | None, str]:
-  sql = _text(info.get('sql'), f'{where}.sql').strip()
+  sql = text(info.get('sql'), f'{where}.sql').strip()
   direct, md5 = info.get('direct'), info.get('md5')
   if (direct is None) == (md5 is None):
     found = 'neither' if direct is None else 'both'
     raise ValueError(f'{where}: expected direct (rows) or md5 (fingerprint of the table), found {found}')
   asks = sql.split(None, 1)[0].upper() in ('SELECT', 'WITH')
   if asks != (md5 is None):
-    raise ValueError(f'{where}: sql is {_short(sql)}: expected {"direct" if asks else "md5"}, found {"md5" if asks else "direct"}')
+    raise ValueError(f'{where}: sql is {short(sql)}: expected {"direct" if asks else "md5"}, found {"md5" if asks else "direct"}')
   if md5 is not None and not (isinstance(md5, str) and (_MD5.fullmatch(md5) or md5 == EMPTY_TABLE)):
-    raise ValueError(f'{where}.md5: expected 32 hexadecimal digits, found {_short(md5)}')
+    raise ValueError(f'{where}.md5: expected 32 hexadecimal digits, found {short(md5)}')
   return (None if direct is None else _rows(direct, f'{where}.direct')), md5, sql
-
-
-def _nested(record: dict[str, Any], field: str, kind: type, where: str) -> Any:
-  """A field that holds an object or a list, or the text of one: JSON, or a Python literal."""
-  value = record.get(field)
-  if isinstance(value, str):
-    try:
-      value = json.loads(value)
-    except json.JSONDecodeError:
-      try:
-        value = ast.literal_eval(value)
-      except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise ValueError(f'{where}: {field}: expected JSON or a Python literal, found {_short(value)}') from None
-  if not isinstance(value, kind):
-    raise ValueError(f'{where}: {field}: expected {"an object" if kind is dict else "a list"}, found {_short(value)}')
-  return value
-
-
-def _text(value: Any, where: str) -> str:
-  if not isinstance(value, str) or not value.strip():
-    raise ValueError(f'{where}: expected text, found {_short(value)}')
-  return value
 
 
 def _is_number(text: str) -> bool:
@@ -250,8 +182,3 @@ def _is_number(text: str) -> bool:
   except ValueError:
     return False
   return True
-
-
-def _short(value: Any) -> str:
-  text = repr(value)
-  return 'nothing' if value is None else text if len(text) <= 60 else text[:60] + '...'
