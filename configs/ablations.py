@@ -4,11 +4,11 @@
 
 The table is in runs/ablations/variants/, each ablation paired with the full method; `--tables` makes it from what is finished so far.
 
-One alone: `python -m mempi_jax.train --config=configs/ablations.py:ablation=no_gate --workdir=runs/no_gate`. No stage 2 is the row
-`mempi_stage1` of every run. Runs take over from the full one what they have in common with it.
+One alone: `python -m mempi_jax.train --config=configs/ablations.py:ablation=paper_gate --workdir=runs/paper_gate`. No stage 2 is the
+row `mempi_stage1` of every run. Runs take over from the full one what they have in common with it.
 
-Commit b94aae5, household maple, 800 held-out games, against the full one (0.640): no stage 1 -0.217 and sign signal -0.024 are worse (p by Holm <= 0.05),
-the paper's gate -0.021 just so (p 0.050); for the others no difference is shown. The README has the table.
+Commit b94aae5, household maple, 800 held-out games, against the full one (0.640): no stage 1 -0.217 and sign signal -0.024 are worse (p by
+Holm <= 0.05), the paper's gate -0.021 just so (p 0.050); for the others no difference is shown. The README has the table.
 """
 
 from collections.abc import Iterator
