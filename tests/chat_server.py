@@ -81,7 +81,19 @@ def manager(body):
   return f'```json\n{json.dumps({"events": events})}\n```'
 
 
-MODELS = {'expert': expert, 'hash': by_hash, 'brief': by_hash, 'roles': roles, 'echo': echo, 'mute': mute, 'manager': manager}
+def scholar(body):
+  """Makes all that memories of chat models hold: facts, items of reasoning, workflows."""
+  system, user = (message['content'] for message in body['messages'])
+  if 'New fact: ' in user:
+    return manager(body)
+  goal = user.splitlines()[0].removeprefix('Task: ')
+  if 'workflows' in system:
+    return json.dumps({'workflows': [{'description': f'As in: {goal}', 'steps': ['go to {place}', 'take {thing}']}]})
+  how = 'failed' if 'did not solve' in system else 'worked'
+  return f'Because.\n{json.dumps({"items": [{"title": how, "description": "d", "content": goal}]})}'
+
+
+MODELS = {'scholar': scholar, 'expert': expert, 'hash': by_hash, 'brief': by_hash, 'roles': roles, 'echo': echo, 'mute': mute, 'manager': manager}
 
 
 def answer(body):
