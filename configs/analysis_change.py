@@ -16,12 +16,12 @@ from mempi_jax.config import load_config
 
 
 def get_config() -> ConfigDict:
-  """configs/table_main.py with the memories that can learn as they go, and six periods."""
+  """configs/table_main.py with the memories that can learn as they go, and eight periods."""
   config = load_config(Path(__file__).with_name('table_main.py'))
   config.eval.memories = ('none', 'oracle', 'rag', 'mem0', 'memrl', 'mempi')
   config.eval.games.heldout_games, config.eval.games.heldout_goals, config.eval.games.long_horizon = 200, 100, 60
   config.eval.difficulty_runs = 2
-  config.deploy.moved = (0.0, 0.0, 0.5, 0.5, 0.5, 0.5)
+  config.deploy.moved = (0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
   config.deploy.memories = ('none', 'oracle', 'rag', 'mem0', 'memrl', 'mempi')
   config.deploy.online = ('rag', 'mem0', 'memrl', 'mempi')
   return config
