@@ -10,7 +10,7 @@ or, one by one:
 
 Commit 15605dc, 400 held-out games: agent alone 0.383, oracle 0.825, RAG 0.575, stage 1 0.637, stage 2 0.608 with 60% of stage 1's guidance
 tokens (0.610 with the full setting: this household and seed lie at the lower end of the sweep's six). With the generation
-engine (after 2982a30): the same rates but for stage 2's, 0.608 or 0.610 with the rounding of its shapes; in 2 min 53 s on two free cores
+engine (after 2982a30): the same rates but for stage 2's, 0.608 to 0.613 with the rounding of its shapes and of the machine; in 2 min 53 s on two free cores
 (at 6d90683).
 """
 
