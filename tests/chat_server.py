@@ -229,22 +229,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
       run.now += 1
       run.most = max(run.most, run.now)
       run.early += time.monotonic() < run.until.pop(key, 0.0)
-    try:
-      time.sleep(float(hold))
-      fault = chosen_fault(faults, body, key, before)
+    time.sleep(float(hold))
+    fault = chosen_fault(faults, body, key, before)
+    with self.guard:
+      run.now -= 1  # before the answer: whoever has it may ask again at once
       if fault:
-        with self.guard:
-          run.faults[fault] = run.faults.get(fault, 0) + 1
-          if fault == '429':
-            run.until[key] = time.monotonic() + PAUSE
-        FAULTS[fault](self, body)
+        run.faults[fault] = run.faults.get(fault, 0) + 1
+        if fault == '429':
+          run.until[key] = time.monotonic() + PAUSE
       else:
-        with self.guard:
-          run.answered.append(key)
-        self.send(200, json.dumps(answer(body)).encode())
-    finally:
-      with self.guard:
-        run.now -= 1
+        run.answered.append(key)
+    if fault:
+      FAULTS[fault](self, body)
+    else:
+      self.send(200, json.dumps(answer(body)).encode())
 
 
 def chosen_fault(faults, body, key, before):

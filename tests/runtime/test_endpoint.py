@@ -102,7 +102,7 @@ def test_slow_answers_are_given_up_in_time(server):
 
 def test_no_more_requests_than_allowed_are_under_way(server):
   for limit in (1, 5):
-    url = server.url(hold=0.03)
+    url = server.url(hold=0.2)
     answers(url, count=4 * limit, concurrency=limit)
     assert server.stats(url)['most'] == limit
 
