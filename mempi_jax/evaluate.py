@@ -58,11 +58,12 @@ def evaluate(world: World) -> dict[str, Any]:
   episodes = read_episodes(world.workdir)
   played = read_deployment(world.workdir) if world.config.deploy.moved else []
   deployment = {**summarise_deployment(played), 'updates': read_updates(world.workdir)} if played else None
+  base_runs = read_base_runs(world.workdir)
   results = {
     'manifest': files.read_json(world.workdir / MANIFEST),
     'rows': summarise(episodes),
     'comparisons': compare(episodes, present_pairs(episodes)),
-    'abstention_by_difficulty': by_difficulty(episodes, read_base_runs(world.workdir)) if 'mempi' in config.memories else [],
+    'abstention_by_difficulty': by_difficulty(episodes, base_runs) if 'mempi' in config.memories and base_runs else [],
     'real_engine_replay': replay,
     'deployment': deployment,
     'wall_time_s': files.read_json(world.workdir / WALL_TIME),

@@ -20,7 +20,7 @@ from tests.small_run import arguments
 
 SETTINGS = {
   'eval__memories': "('none','oracle','rag','mempi')",
-  'eval__games__heldout_goals': 4,
+  'eval__difficulty_runs': 0,
   'deploy__moved': '(0.0, 1.0, 1.0)',
   'deploy__games': 24,
   'deploy__check_games': 8,
@@ -59,7 +59,9 @@ def test_every_memory_plays_the_same_games_period_by_period(finished):
 
 
 def test_results_and_report_have_the_deployment(finished):
-  found = json.loads((finished / 'results.json').read_text())['deployment']
+  results = json.loads((finished / 'results.json').read_text())
+  assert results['abstention_by_difficulty'] == []  # nothing was played to know the games' difficulty by
+  found = results['deployment']
   assert [period['moved'] for period in found['periods']] == [0.0, 1.0, 1.0]
   assert found['change'] == 1
   assert {row['n'] for row in found['rows']} == {24}
