@@ -5,8 +5,9 @@
 trains and evaluates what is missing, plays the deployment (`mempi_jax.deploy` says what it is), and pools the runs into WORKDIR/pooled/. Needs
 the extra `embeddings`.
 
-Commit 3b7c8ed, 1,024 games a period: Mem-π falls from 0.661 to 0.580 and comes back to 0.654 where it is updated, RAG 0.575, 0.532, 0.618 where it
-learns, MemRL 0.615, 0.559, 0.616, Mem0 0.452, 0.471, 0.456. Of 32 updates of the policy 6 passed their check. Some 35 minutes, two runs at a time on two busy cores.
+Commit 3b7c8ed, 1,024 games a period: Mem-π falls from 0.661 to 0.580 and comes back to 0.654 where it is updated, RAG 0.575, 0.532, 0.618
+where it learns, MemRL 0.615, 0.559, 0.616, Mem0 0.452, 0.471, 0.456. Of 32 updates of the policy 6 passed their check. Some 35 minutes,
+two runs at a time on two busy cores.
 """
 
 from collections.abc import Iterator

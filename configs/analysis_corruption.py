@@ -3,6 +3,9 @@
     python -m mempi_jax.evaluate --config=configs/analysis_corruption.py --workdir=runs/analysis_corruption
 
 The table is in runs/analysis_corruption/variants/, each share paired with the bank that has none; runs.csv has a line for each run and memory.
+
+Commit 3b7c8ed, seed 0 alone, 400 held-out games, with 0, 10, 30 and 50% wrong: RAG 0.595, 0.595, 0.578, 0.550; MemRL 0.613 to 0.618;
+stage 1 0.637, 0.593, 0.537, 0.490; Mem-π 0.625, 0.598, 0.573, 0.545.
 """
 
 from collections.abc import Iterator

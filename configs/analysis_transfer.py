@@ -3,7 +3,10 @@
     python -m mempi_jax.clone --config=configs/alfworld_agent.py --workdir=runs/other_agent --config.seed=1
     python -m mempi_jax.evaluate --config=configs/analysis_transfer.py --config.agent.path=runs/other_agent --config.eval.trained_in=runs/alfworld
 
-The bank was made with the first agent's episodes, and stage 2's rewards were its successes.
+The bank was made with the first agent's episodes, and stage 2's rewards were its successes. Making the other agent takes 11 to 13 minutes.
+
+Commit 3b7c8ed, maple, seed 0, 400 held-out games: agent alone 0.487, oracle 0.880, RAG 0.680, stage 1 0.730, Mem-π 0.740 (first agent:
+0.383, 0.825, 0.575, 0.637, 0.625).
 """
 
 from pathlib import Path
