@@ -13,22 +13,16 @@ code. What a workdir does not have yet is left out of its page.
 from __future__ import annotations
 
 import argparse
-import base64
-import hashlib
-import importlib.resources
 import shutil
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import markupsafe
-
 from mempi_jax.evals import abstention, calibration, cost, deployment, plots, stats, success, tables
 from mempi_jax.evals.reading import browser_data, describe_episode, episode_id, find_episode, pack, readable
 from mempi_jax.evals.success import EpisodesError, Record
-from mempi_jax.evals.tables import Table, plain
+from mempi_jax.evals.tables import Table
+from mempi_jax.page import embedded, render
 from mempi_jax.runtime import files
 from mempi_jax.runtime.manifest import ManifestError
 from mempi_jax.runtime.metrics import read_metrics
@@ -475,46 +469,12 @@ def _write_page(
     for kind, image in images.items():
       files.write_bytes(folder / f'{name}_{kind}', image)
     listed.append(([f'{name}_{kind}' for kind in images], f'Figure: {FIGURES[name]}.'))
-    width, height = struct.unpack('>II', images['light.png'][16:24])
-    embedded = {theme: 'data:image/svg+xml;base64,' + _base64(images[f'{theme}.svg']) for theme in ('light', 'dark')}
-    pictures[name] = {**embedded, 'width': width // 2, 'height': height // 2}
-  style, script = _asset('report.css'), _asset('report.js')
-  environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_finalize, trim_blocks=True)
-  html = environment.from_string(_asset('report.html')).render(
-    **page | {'tables': {name: page['tables'].get(name) for name in TABLES}},
-    pictures=pictures,
-    files=[*listed, *more_files],
-    style=markupsafe.Markup(style),
-    style_hash=_digest(style),
-    script=markupsafe.Markup(script),
-    script_hash=_digest(script),
-    label=plots.label,
-    split_label=plots.split_label,
-    colour=plots.colour,
-    marker_path=plots.marker_path,
-    wide=tables.WIDE,
-  )
+    pictures[name] = embedded(images)
+  shown = {name: page['tables'].get(name) for name in TABLES}
+  html = render('report.html', {**page, 'tables': shown, 'pictures': pictures, 'files': [*listed, *more_files]}, script='report.js')
   path = folder / 'index.html'
   files.write_text(path, html)
   return path
-
-
-def _asset(name: str) -> str:
-  return importlib.resources.files('mempi_jax').joinpath('assets', name).read_text(encoding='utf-8')
-
-
-def _digest(text: str) -> str:
-  """sha256 as a security policy names it."""
-  return _base64(hashlib.sha256(text.encode('utf-8')).digest())
-
-
-def _base64(data: bytes) -> str:
-  return base64.b64encode(data).decode('ascii')
-
-
-def _finalize(value: Any) -> Any:
-  """Applied to everything that the template prints, before it is escaped."""
-  return plain(value) if type(value) is str else value  # markup of macros is a subclass, and was made from escaped text
 
 
 # Text.

@@ -10,20 +10,13 @@ Names of variants come from config files: the template escapes them, and charact
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.resources
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import jinja2
-import markupsafe
 
 from mempi_jax.evals import plots, success, tables, variants
 from mempi_jax.evals.success import Record
 from mempi_jax.evals.tables import plain
+from mempi_jax.page import embedded, render
 from mempi_jax.runtime import files
 
 MAIN_SPLIT = 'heldout_games'
@@ -82,11 +75,11 @@ def write_variants(workdirs: Mapping[str, Sequence[str | Path]], out: str | Path
     'cells': cells,
     'reference': reference,
     'main_split': plots.split_label(split),
-    'picture': _embedded(images) if images else None,
+    'picture': embedded(images) if images else None,
     'env_errors': _env_errors(found),
     'files': [*_FILES.items(), *(_PICTURES.items() if images else ())],
   }
-  files.write_text(out / 'index.html', _render(page))
+  files.write_text(out / 'index.html', render('variants.html', page))
   return out / 'index.html'
 
 
@@ -132,24 +125,3 @@ def _env_errors(found: variants.Variants) -> list[str]:
     for memory, splits in success.count_env_errors(episodes).items()
     for split, number in splits.items()
   ]
-
-
-def _embedded(images: Mapping[str, bytes]) -> dict[str, Any]:
-  width, height = struct.unpack('>II', images['light.png'][16:24])
-  sources = {theme: 'data:image/svg+xml;base64,' + base64.b64encode(images[f'{theme}.svg']).decode('ascii') for theme in ('light', 'dark')}
-  return {**sources, 'width': width // 2, 'height': height // 2}
-
-
-def _render(page: Mapping[str, Any]) -> str:
-  assets = importlib.resources.files('mempi_jax').joinpath('assets')
-  style, template = (assets.joinpath(name).read_text(encoding='utf-8') for name in ('report.css', 'variants.html'))
-  readable = lambda value: plain(value) if type(value) is str else value  # markup of macros is a subclass
-  environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=readable, trim_blocks=True)
-  return environment.from_string(template).render(
-    **page,
-    style=markupsafe.Markup(style),
-    style_hash=base64.b64encode(hashlib.sha256(style.encode('utf-8')).digest()).decode('ascii'),
-    colour=plots.colour,
-    marker_path=plots.marker_path,
-    wide=tables.WIDE,
-  )
