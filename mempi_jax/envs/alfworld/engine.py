@@ -19,9 +19,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from mempi_jax.envs.alfworld.env import find_game
 from mempi_jax.envs.alfworld.game import Game
 from mempi_jax.envs.alfworld.games import alfworld_text, game_data
+from mempi_jax.envs.lookup import find
 from mempi_jax.types import Context, EnvStep, Task
 
 INSTALL = "pip install 'mempi_jax[alfworld]' (it builds from source and needs a C++ compiler)"
@@ -61,7 +61,7 @@ class EngineEnv:
 
   def reset(self, task: Task) -> Context:
     """Starts the game `task.task_id`. Raises KeyError (no such game) or EngineError."""
-    game = find_game(self._games, task.task_id)
+    game = find(self._games, task.task_id, 'game')
     feedback = self.start(game)
     # banner, room, task
     return Context(task, game.goal.removesuffix('.'), feedback.split('\n\n')[1])

@@ -6,13 +6,13 @@ alone: no banner, and the task is in the context's goal.
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Mapping
 
 from mempi_jax.envs.alfworld.game import Game
 from mempi_jax.envs.alfworld.problem import parse_problem
 from mempi_jax.envs.alfworld.simulator import Simulator
+from mempi_jax.envs.lookup import find
 from mempi_jax.types import Context, Env, EnvStep, Task
 
 BACKENDS = ('simulator', 'engine')
@@ -38,7 +38,7 @@ class AlfworldEnv:
       KeyError: no such game; names the nearest ids.
       ValueError: the game's problem text is broken; names the game.
     """
-    game = find_game(self._games, task.task_id)
+    game = find(self._games, task.task_id, 'game')
     try:
       problem = shared_problem(game.problem)
     except ValueError as error:
@@ -62,16 +62,6 @@ class AlfworldEnv:
 
   def close(self) -> None:
     self._simulator = None
-
-
-def find_game(games: Mapping[str, Game], game_id: str) -> Game:
-  """The game of that id. Raises KeyError that names the nearest ids."""
-  game = games.get(game_id)
-  if game is None:
-    near = difflib.get_close_matches(game_id, list(games)[:20000], n=3, cutoff=0.5)
-    hint = f'near names: {", ".join(near)}' if near else f'e.g. {", ".join(list(games)[:3]) or "none at all"}'
-    raise KeyError(f'no game {game_id!r} among {len(games)} games; {hint}')
-  return game
 
 
 def make_env(backend: str, games: Mapping[str, Game]) -> Env:

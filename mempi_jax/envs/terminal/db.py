@@ -7,9 +7,9 @@ it costs a step, and the answer says what form is expected [O].
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
+from mempi_jax.envs.lookup import find
 from mempi_jax.envs.terminal import answers
 from mempi_jax.envs.terminal.database import Database
 from mempi_jax.envs.terminal.sql import SqlError
@@ -66,7 +66,7 @@ class DbEnv:
     """
     self.close()
     self._start_counting()
-    found = find_task(self._tasks, task.task_id)
+    found = find(self._tasks, task.task_id, 'task')
     try:
       self._database = Database(found.table)
     except ValueError as error:
@@ -112,16 +112,6 @@ class DbEnv:
     if self._database is not None:
       self._database.close()
     self._task = self._database = None
-
-
-def find_task(tasks: Mapping[str, DatabaseTask], task_id: str) -> DatabaseTask:
-  """The task of that id. Raises KeyError that names the nearest ids."""
-  task = tasks.get(task_id)
-  if task is None:
-    near = difflib.get_close_matches(task_id, list(tasks)[:20000], n=3, cutoff=0.5)
-    hint = f'near names: {", ".join(near)}' if near else f'e.g. {", ".join(list(tasks)[:3]) or "none at all"}'
-    raise KeyError(f'no task {task_id!r} among {len(tasks)} tasks; {hint}')
-  return task
 
 
 def goal_text(task: DatabaseTask) -> str:

@@ -8,11 +8,11 @@ what form is expected [O]. The check runs in a shell of its own, and counts for 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from mempi_jax.envs.lookup import find
 from mempi_jax.envs.terminal.os_tasks import OsTask
 from mempi_jax.envs.terminal.sandbox import Ending, Limits, Result, Sandbox, SandboxError
 from mempi_jax.types import Context, EnvStep, Task
@@ -118,7 +118,7 @@ class OsEnv:
       KeyError: no such task; names the nearest ids.
       SandboxError: the sandbox failed, or what prepares the task did not end.
     """
-    found = find_task(self._tasks, task.task_id)
+    found = find(self._tasks, task.task_id, 'task')
     self._task = None
     self._start_counting()
     self._sandbox.start()
@@ -184,16 +184,6 @@ def observation(result: Result, limits: Limits) -> str:
     remark += ' (the next command runs in a new shell; files are as they were)'
   output = result.output.rstrip('\n')
   return '\n'.join(part for part in (output, remark) if part) or '(no output)'
-
-
-def find_task(tasks: Mapping[str, OsTask], task_id: str) -> OsTask:
-  """The task of that id. Raises KeyError that names the nearest ids."""
-  task = tasks.get(task_id)
-  if task is None:
-    near = difflib.get_close_matches(task_id, list(tasks)[:20000], n=3, cutoff=0.5)
-    hint = f'near names: {", ".join(near)}' if near else f'e.g. {", ".join(list(tasks)[:3]) or "none at all"}'
-    raise KeyError(f'no task {task_id!r} among {len(tasks)} tasks; {hint}')
-  return task
 
 
 def bash_action(script: str) -> str:
