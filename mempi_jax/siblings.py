@@ -41,6 +41,8 @@ PARTS = (
   Part('mem0', ('mem0',), (*PLAY, 'bank', 'baselines.mem0', 'baselines.manager')),
   Part('memory_r1', ('memory_r1',), (*PLAY, 'bank', 'policy', 'mesh', 'baselines.memory_r1')),
   Part('memrl', ('memrl',), (*PLAY, 'bank', 'baselines.memrl')),
+  Part('reasoning_bank', ('reasoning_bank',), (*PLAY, 'bank.games', 'baselines.manager')),
+  Part('awm', ('awm',), (*PLAY, 'bank.games', 'baselines.awm.examples', 'baselines.manager')),
   Part('eval', ('eval/base_runs.jsonl',), (*PLAY, 'eval.games.heldout_games', 'eval.difficulty_runs')),
 )
 

@@ -109,13 +109,9 @@ def train_stage1(world: World, entries: Sequence[BankEntry]) -> GuidancePolicy:
     seed=world.config.seed,
   )
   num_steps = count_steps(config.duration, num_examples=source.num_examples, batch_size=config.batch_size)
-
-  def loss(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    return sft_loss(logit, logps, batch.content_mask, batch.decision_target, batch.valid)
-
-  validate = validation(policy, loss, source.validation_batches())
+  validate = validation(policy, imitation_loss, source.validation_batches())
   if num_steps:
-    policy = fit(world, folder, 'stage 1', policy, source, loss, config, num_steps, inner_epochs=1, evaluate=validate)
+    policy = fit(world, folder, 'stage 1', policy, source, imitation_loss, config, num_steps, inner_epochs=1, evaluate=validate)
   else:  # the ablation without stage 1
     policy.save(folder / 'policy', dtype=world.config.policy.param_dtype)
   p_generate = policy.p_generate([entry.context for entry in entries])
@@ -131,18 +127,19 @@ def train_stage1(world: World, entries: Sequence[BankEntry]) -> GuidancePolicy:
   return policy
 
 
+def imitation_loss(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """SFT's loss of a batch (method section 2)."""
+  return sft_loss(logit, logps, batch.content_mask, batch.decision_target, batch.valid)
+
+
 def fine_tune(
   world: World, folder: Path, description: str, policy: GuidancePolicy, entries: Sequence[BankEntry], config: FrozenConfigDict
 ) -> GuidancePolicy:
   """SFT of any policy on some entries for `config.duration`; contexts that were solved alone have ABSTAIN as their target."""
   source = SftSource(entries, policy, batch_size=config.batch_size, abstain_share=1.0, validation=0.0, seed=world.config.seed)
-
-  def loss(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    return sft_loss(logit, logps, batch.content_mask, batch.decision_target, batch.valid)
-
   nothing = lambda trained: {}
   num_steps = count_steps(config.duration, num_examples=source.num_examples, batch_size=config.batch_size)
-  return fit(world, folder, description, policy, source, loss, config, num_steps, inner_epochs=1, evaluate=nothing)
+  return fit(world, folder, description, policy, source, imitation_loss, config, num_steps, inner_epochs=1, evaluate=nothing)
 
 
 def initial_policy(world: World) -> GuidancePolicy:
@@ -307,17 +304,16 @@ def train_memory_r1(world: World, entries: Sequence[BankEntry]) -> None:
     shown, policy, batch_size=config.sft.batch_size, abstain_share=0.0, validation=world.config.stage1.validation, seed=world.config.seed
   )
 
-  def imitate(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    return sft_loss(logit, logps, batch.content_mask, batch.decision_target, batch.valid)
-
   def improve(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
     clip = config.grpo.clip
     return content_policy_gradient_loss(
       logps, batch.old_logps, batch.ref_logps, batch.content_adv, batch.content_mask, clip_low=clip, clip_high=clip, kl=config.grpo.kl
     )
 
-  validate = validation(policy, imitate, sft.validation_batches())
-  policy = fit(world, folder / 'sft', 'manager SFT', policy, sft, imitate, config.sft, config.sft.steps, inner_epochs=1, evaluate=validate)
+  validate = validation(policy, imitation_loss, sft.validation_batches())
+  policy = fit(
+    world, folder / 'sft', 'manager SFT', policy, sft, imitation_loss, config.sft, config.sft.steps, inner_epochs=1, evaluate=validate
+  )
   # The first half of the bank is what the store knows already; the manager learns on the facts of the second half.
   store, half = empty(), len(entries) // 2
   demonstrations(entries[:half], store, rules)

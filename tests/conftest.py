@@ -28,3 +28,19 @@ def dummy_model(tokenizer):
   config = preset('dummy', tokenizer.vocab_size)
   params = init_params(config, jax.random.key(5))
   return config, jax.tree.map(lambda leaf: leaf * 6.0 if leaf.ndim == 2 else leaf, params)
+
+
+@pytest.fixture(scope='module')
+def server():
+  """A chat server in a process of its own (tests/chat_server.py)."""
+  from tests import chat_server
+
+  with chat_server.running() as running:
+    yield running
+
+
+@pytest.fixture
+def no_key(monkeypatch):
+  """No key of a chat endpoint in the environment, and no proxy before the server."""
+  monkeypatch.delenv('OPENAI_API_KEY', raising=False)
+  monkeypatch.setenv('no_proxy', '127.0.0.1')

@@ -8,7 +8,6 @@ import pytest
 from mempi_jax import evaluate as evaluate_lib
 from mempi_jax import train as train_lib
 from mempi_jax.runtime import files
-from tests import chat_server
 from tests.small_run import arguments
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('wordllama') is None, reason="wordllama is not installed: pip install 'mempi_jax[embeddings]'")
@@ -24,16 +23,13 @@ SETTINGS = {
 }
 
 
-def test_memories_of_a_chat_model(tmp_path, monkeypatch):
-  monkeypatch.delenv('OPENAI_API_KEY', raising=False)
-  monkeypatch.setenv('no_proxy', '127.0.0.1')
-  with chat_server.running() as server:
-    url = server.url()
-    fields = {**SETTINGS, 'baselines__manager__url': url}
-    train_lib.main(arguments(tmp_path, **fields))
-    asked = server.stats(url)['answered']
-    evaluate_lib.main(arguments(tmp_path, **fields))
-    assert server.stats(url)['answered'] == asked  # evaluating asks nothing
+def test_memories_of_a_chat_model(tmp_path, server, no_key):
+  url = server.url()
+  fields = {**SETTINGS, 'baselines__manager__url': url}
+  train_lib.main(arguments(tmp_path, **fields))
+  asked = server.stats(url)['answered']
+  evaluate_lib.main(arguments(tmp_path, **fields))
+  assert server.stats(url)['answered'] == asked  # evaluating asks nothing
   bank = {f'{r["task_id"]}@{r["seed"]}': r for r in files.read_jsonl(tmp_path / 'bank' / 'episodes.jsonl')}
   records = {name: [] for name in ('mem0', 'reasoning_bank', 'awm')}
   for record in files.read_jsonl(tmp_path / 'eval' / 'episodes.jsonl'):

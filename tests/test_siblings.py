@@ -14,6 +14,8 @@ from tests.small_run import CONFIG, SMALL, arguments
 
 ALFWORLD = Path(__file__).parents[1] / 'configs' / 'alfworld.py'
 
+FROM_ALL_GAMES = {'bank', 'bank/episodes.jsonl', 'stage1', 'untrained', 'mem0', 'memory_r1', 'memrl', 'reasoning_bank', 'awm'}
+
 
 def config(**overrides):
   return load_config(ALFWORLD, {name.replace('__', '.'): value for name, value in overrides.items()})
@@ -40,8 +42,10 @@ def finish(folder, parts=PARTS):
     ({'stage2__abstain_outcomes': 1}, {'stage2/abstained.jsonl'}),
     ({'stage2__probe_games': 30}, {'stage2/probes.jsonl'}),
     ({'bank__corruption': 0.3}, {'bank', 'stage1', 'untrained', 'mem0', 'memory_r1', 'memrl'}),
-    ({'bank__games': 400}, {'bank', 'bank/episodes.jsonl', 'stage1', 'untrained', 'mem0', 'memory_r1', 'memrl'}),
-    ({'bank__games': 1000}, {'bank', 'bank/episodes.jsonl', 'stage1', 'untrained', 'mem0', 'memory_r1', 'memrl', 'stage2/probes.jsonl'}),
+    ({'bank__games': 400}, FROM_ALL_GAMES),
+    ({'bank__games': 1000}, FROM_ALL_GAMES | {'stage2/probes.jsonl'}),
+    ({'baselines__awm__examples': 9}, {'awm'}),
+    ({'baselines__manager__model': 'm'}, {'mem0', 'awm', 'reasoning_bank'}),
     ({'baselines__memrl__k1': 9}, {'memrl'}),
     ({'baselines__mem0__k': 2, 'baselines__memory_r1__k': 2}, {'mem0', 'memory_r1'}),
     ({'eval__difficulty_runs': 1}, {'eval/base_runs.jsonl'}),

@@ -23,9 +23,10 @@ class RagMemory:
     key: what is compared: 'goal' or 'goal_and_observation'.
     index: 'bm25', or an encoder of memory/store.py.
     threshold: the least similarity of an entry to be used (its unit is the index's); where none reaches it the memory abstains.
-    name: as the tables call it.
     learns: adds what its own episodes taught, and takes the newer of entries that are equally similar.
   """
+
+  name = 'rag'
 
   def __init__(
     self,
@@ -36,7 +37,6 @@ class RagMemory:
     key: str,
     index: str = 'bm25',
     threshold: float = 0.0,
-    name: str = 'rag',
     learns: bool = False,
   ):
     if key not in KEYS:
@@ -44,7 +44,7 @@ class RagMemory:
     if not 1 <= k <= len(entries):
       raise ValueError(f'k = {k}: expected a number between 1 and the size of the bank, {len(entries)}')
     self.entries, self.tokenize, self.k, self.key, self.threshold = list(entries), tokenize, k, key, threshold
-    self.name, self.learns, self.kind = name, learns, index
+    self.learns, self.kind = learns, index
     self.index = self._make_index()
 
   def nearest(self, context: Context, k: int) -> list[BankEntry]:

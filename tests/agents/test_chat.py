@@ -31,16 +31,7 @@ SILENT = Guidance(Decision.ABSTAIN)
 MAX_STEPS = 10
 
 
-@pytest.fixture(scope='module')
-def server():
-  with chat_server.running() as running:
-    yield running
-
-
-@pytest.fixture(autouse=True)
-def no_key(monkeypatch):
-  monkeypatch.delenv('OPENAI_API_KEY', raising=False)
-  monkeypatch.setenv('no_proxy', '127.0.0.1')
+pytestmark = pytest.mark.usefixtures('no_key')
 
 
 def make_agent(url, model='expert', *, backoff=0.01, **settings):

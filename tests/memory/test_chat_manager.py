@@ -9,20 +9,11 @@ from mempi_jax.memory.chat import SYSTEM, ChatManager, connect
 from mempi_jax.memory.mem0 import build_facts
 from mempi_jax.memory.operations import FactStore
 from mempi_jax.runtime.endpoint import EndpointError
-from tests import chat_server
 from tests.memory.test_mem0 import BANK, FACTS, bag, entry
 
 
-@pytest.fixture(scope='module')
-def server():
-  with chat_server.running() as running:
-    yield running
-
-
 @pytest.fixture(autouse=True)
-def local(monkeypatch):
-  monkeypatch.delenv('OPENAI_API_KEY', raising=False)
-  monkeypatch.setenv('no_proxy', '127.0.0.1')
+def small_encoder(monkeypatch, no_key):
   monkeypatch.setattr(operations, 'load_encoder', lambda name: bag)
 
 

@@ -24,22 +24,12 @@ from mempi_jax.runtime.endpoint import (
   harmless,
   read_retry_after,
 )
-from tests import chat_server
 
 PASSING = ('500', '502', '503', '408', '429', 'truncated', 'cut', 'latin', 'html', 'nothing', 'deep', 'empty', 'missing', 'number', 'list', 'sorry', 'closed', 'reset')
 QUICK = dict(concurrency=8, timeout=30.0, retries=3, backoff=0.01)
 
 
-@pytest.fixture(scope='module')
-def server():
-  with chat_server.running() as running:
-    yield running
-
-
-@pytest.fixture(autouse=True)
-def no_key(monkeypatch):
-  monkeypatch.delenv('OPENAI_API_KEY', raising=False)
-  monkeypatch.setenv('no_proxy', '127.0.0.1')
+pytestmark = pytest.mark.usefixtures('no_key')
 
 
 def ask(text='hello'):
