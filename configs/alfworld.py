@@ -29,6 +29,8 @@ def get_config() -> ConfigDict:
 
   config.pool = ConfigDict()  # worker processes for environments that wait, hang or leak: engines, sandboxes, browsers
   config.pool.workers = 0  # 0: they live in this process
+  config.pool.backend = 'process'  # on this machine; or 'ray': on a Ray cluster
+  config.pool.address = ''  # ray: of the cluster; '': the one that this machine belongs to, or a local one
   config.pool.reset_timeout = 120.0  # seconds
   config.pool.step_timeout = 60.0
   config.pool.memory_limit = 0.0  # MiB of a worker with all that it started; 0: none
@@ -72,6 +74,7 @@ def get_config() -> ConfigDict:
   config.stage1 = ConfigDict()
   config.stage1.duration = '120 steps'
   config.stage1.batch_size = 32
+  config.stage1.micro_batches = 1  # parts that an update is computed in, one after the other, to save memory
   config.stage1.abstain_share = 0.4  # of the contexts that the agent solves alone
   config.stage1.validation = 0.1
   config.stage1.evaluate_every = 20
@@ -85,6 +88,7 @@ def get_config() -> ConfigDict:
   config.stage2.updates = 30
   config.stage2.games = 960
   config.stage2.groups = 48
+  config.stage2.micro_batches = 1
   config.stage2.replay = 2  # steps between updates on groups that were played before
   config.stage2.branches = 4  # K
   config.stage2.abstain_outcomes = 4  # m, cached once a context
@@ -144,6 +148,7 @@ def get_config() -> ConfigDict:
   config.deploy.sft = ConfigDict()  # an update
   config.deploy.sft.duration = '6 epochs'
   config.deploy.sft.batch_size = 32
+  config.deploy.sft.micro_batches = 1
   config.deploy.sft.evaluate_every = 60
   config.deploy.sft.checkpoint_every = 60
   config.deploy.sft.optimizer = optimizer_fields()
@@ -154,13 +159,40 @@ def get_config() -> ConfigDict:
   config.baselines = _baselines()
   config.compile_ahead = True  # every program of a stage before its first step; False: each when it is first needed
 
-  config.mesh = ConfigDict()
-  config.mesh.fsdp = 1
+  config.mesh = _mesh()
+  config.hosts = ConfigDict()  # several processes, one a machine: see runtime/hosts.py
+  config.hosts.dead_after = 60.0  # seconds without a sign of life
+  config.hosts.timeout = 1800.0  # seconds that hosts wait for each other's work
+  config.checkpoint = ConfigDict()
+  config.checkpoint.keep = 2  # the newest ones
+  config.checkpoint.best = 0  # and so many of the best ones
+  config.checkpoint.metric = 'val/loss'  # by this metric; each stage has its own
+  config.checkpoint.mode = 'min'  # or max
+  config.tracker = ''  # or wandb, mlflow, or both with a comma; metrics.jsonl and TensorBoard are always written
+  config.profile = ConfigDict()
+  config.profile.steps = ''  # '10:13': a trace of those steps of each stage, for TensorBoard or Perfetto
 
   config.control = ConfigDict()
   config.control.kind = ''  # null, mixed or oracle in the control experiments
   config.control.seeds = ()
   return config
+
+
+def _mesh() -> ConfigDict:
+  """How devices are arranged, and what is split over them."""
+  mesh = ConfigDict()
+  mesh.data = 0  # splits rows; 0: all devices that the other axes leave
+  mesh.fsdp = 1  # splits rows, and parameters and optimizer moments too
+  mesh.tensor = 1  # splits the products of each layer
+  mesh.slices = 1  # of devices with a fast network inside and a slow one between; `data` is a multiple of them
+  mesh.rules = ConfigDict()  # logical axis -> axes of the mesh, with commas; '': not split
+  mesh.rules.rows = 'data,fsdp'  # of a batch
+  mesh.rules.embed = 'fsdp'
+  mesh.rules.heads = 'tensor'
+  mesh.rules.mlp = 'tensor'
+  mesh.rules.vocab = 'tensor'
+  mesh.rules.rank = ''  # of a LoRA adapter
+  return mesh
 
 
 def _distill() -> ConfigDict:
@@ -221,6 +253,7 @@ def _baselines() -> ConfigDict:
   baselines.memory_r1.sft = ConfigDict()  # on what the rules would do
   baselines.memory_r1.sft.steps = 240
   baselines.memory_r1.sft.batch_size = 32
+  baselines.memory_r1.sft.micro_batches = 1
   baselines.memory_r1.sft.evaluate_every = 40
   baselines.memory_r1.sft.checkpoint_every = 120
   baselines.memory_r1.sft.optimizer = optimizer_fields()
@@ -230,6 +263,7 @@ def _baselines() -> ConfigDict:
   baselines.memory_r1.grpo = ConfigDict()
   baselines.memory_r1.grpo.updates = 30
   baselines.memory_r1.grpo.groups = 48
+  baselines.memory_r1.grpo.micro_batches = 1
   baselines.memory_r1.grpo.branches = 4
   baselines.memory_r1.grpo.temperature = 1.0
   baselines.memory_r1.grpo.epsilon = 0.1  # added to a group's standard deviation
