@@ -2,20 +2,31 @@
 
 The group has the fields of `optimizer_fields()`, whichever optimizer is chosen, so that `--config.stage1.optimizer.name=sgd` is enough to change it:
 
-    name           adam | adamw | sgd | muon
+    name           adam | adamw | sgd | muon | adafactor | schedule_free
     learning_rate  float, the peak
-    schedule       constant | cosine | linear; from the peak, after the warmup, to end_factor * learning_rate at the last step
+    schedule       constant | cosine | linear; from the peak, after the warmup, to end_factor * learning_rate at the last step;
+                   must be constant for schedule_free, whose average takes the decay's place
     warmup         a duration: '20 steps' or '5 percent'; the rate rises linearly from 0
     end_factor     float in [0, 1]; not read by constant
-    clip_norm      float, largest global norm of the gradient; 0.0 does not clip
+    clip_norm      float, largest global norm of the gradient, computed in float32; 0.0 does not clip
     weight_decay   float, decoupled, on matrices alone (muon: hidden ones); must be 0.0 for adam and sgd, which have none
-    beta1, beta2, epsilon   Adam's; muon uses them for what is not a hidden matrix
+    beta1, beta2, epsilon   Adam's; muon uses them for what is not a hidden matrix; of schedule_free, beta1 is the share of the average in
+                   the point where gradients are taken
     momentum       sgd's and muon's
+
+adafactor (arXiv 1804.04235) keeps a mean of squared gradients for every row and column of a matrix, instead of one for every entry: next to no
+memory. There is no momentum, the rate is not scaled by the parameters' size, the mean's decay at step t is 1 - t^-0.8, and a leaf's update is
+clipped to a root mean square of 1.0 before the learning rate: optax's defaults, but for the scale. A matrix with a side below 128 is not
+factored. In the scanned layout each layer's part of a leaf is factored and clipped by itself.
+
+schedule_free (arXiv 2405.15682) is AdamW without its first moment; gradients are taken at y, which lies between the fast iterate z and the
+average x of all z so far. The training loop holds y; what is evaluated and saved is x: `evaluation_params`. x is computed from y and z, so
+parameters should be stored in float32: in bfloat16 the average loses what rounding takes.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,8 +36,9 @@ from ml_collections import ConfigDict
 
 from mempi_jax.config import ConfigError, check_fields, count_steps
 
-NAMES = ('adam', 'adamw', 'sgd', 'muon')
+NAMES = ('adam', 'adamw', 'sgd', 'muon', 'adafactor', 'schedule_free')
 SCHEDULES = ('constant', 'cosine', 'linear')
+DECAYING = ('adamw', 'muon', 'adafactor', 'schedule_free')  # with weight decay
 
 
 def optimizer_fields() -> ConfigDict:
@@ -108,17 +120,79 @@ def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransfor
         # Updates as large as Adam's, so that one learning rate serves the matrices and the rest (arXiv 2502.16982).
         consistent_rms=0.2,
       )
+    case 'adafactor':
+      update = optax.chain(
+        _per_layer(optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))),
+        optax.add_decayed_weights(config.weight_decay, mask=_is_matrix),
+        optax.scale_by_learning_rate(schedule),
+      )
+    case 'schedule_free':
+      fast = optax.chain(
+        optax.scale_by_rms(config.beta2, config.epsilon, eps_in_sqrt=False, bias_correction=True),  # Adam without first moment
+        optax.add_decayed_weights(config.weight_decay, mask=_is_matrix),
+        optax.scale_by_learning_rate(schedule),
+      )
+      update = optax.contrib.schedule_free(fast, schedule, b1=config.beta1)
   return _in_float32(optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update)
+
+
+def evaluation_params(config: ConfigDict, opt_state: Any, params: Any) -> Any:
+  """The parameters to evaluate and to save; pure, and may be compiled.
+
+  Args:
+    config: the optimizer group that `make_optimizer` took.
+    opt_state: its state after some steps.
+    params: what the training loop holds after these steps.
+
+  Returns:
+    The average x of schedule_free, with the structure and dtypes of `params`; `params` themselves with every other optimizer.
+  """
+  if config.name != 'schedule_free':
+    return params
+  state = opt_state[-1] if config.clip_norm else opt_state  # clipping comes first in the chain
+  average = optax.contrib.schedule_free_eval_params(state, _wide(params))
+  return jax.tree.map(lambda leaf, param: leaf.astype(param.dtype), average, params)
 
 
 def _in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
   """The optimizer with float32 gradients and parameters, so that its moments are; its updates are rounded when they are applied."""
-  wide = functools.partial(jax.tree.map, lambda leaf: leaf.astype(jnp.float32))
 
   def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-    return optimizer.update(wide(gradients), state, None if params is None else wide(params))
+    return optimizer.update(_wide(gradients), state, None if params is None else _wide(params))
 
-  return optax.GradientTransformation(lambda params: optimizer.init(wide(params)), update)
+  return optax.GradientTransformation(lambda params: optimizer.init(_wide(params)), update)
+
+
+def _wide(tree: Any) -> Any:
+  return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+
+def _per_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The optimizer with each layer's part of a leaf [L, ...] as a leaf of its own: the scanned layout learns what the unrolled one does.
+
+  For optimizers that look at a leaf as a whole: which of its axes are longest, its root mean square.
+  """
+
+  def init(params: Any) -> Any:
+    rest, stacked = _split(params)
+    return {'rest': optimizer.init(rest), 'stacked': jax.vmap(optimizer.init)(stacked) if stacked else {}}
+
+  def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    (rest, stacked), (rest_params, stacked_params) = _split(gradients), _split(params)
+    rest, rest_state = optimizer.update(rest, state['rest'], rest_params)
+    if not stacked:
+      return rest, {'rest': rest_state, 'stacked': {}}
+    stacked, stacked_state = jax.vmap(optimizer.update)(stacked, state['stacked'], stacked_params)
+    return rest | stacked, {'rest': rest_state, 'stacked': stacked_state}
+
+  return optax.GradientTransformation(init, update)
+
+
+def _split(tree: Any) -> tuple[Any, Any]:
+  """What has no axis for layers, and what has."""
+  if not isinstance(tree, Mapping) or 'layers' not in tree:
+    return tree, {}
+  return {name: part for name, part in tree.items() if name != 'layers'}, {'layers': tree['layers']}
 
 
 def _is_matrix(params: Any) -> Any:
@@ -155,5 +229,12 @@ def _check(config: ConfigDict) -> None:
   for name in ('learning_rate', 'clip_norm', 'weight_decay', 'epsilon'):
     if not config[name] >= 0.0:
       raise ConfigError(f'optimizer {name} {config[name]}: expected a number that is not negative')
-  if config.weight_decay and config.name not in ('adamw', 'muon'):
+  if config.weight_decay and config.name not in DECAYING:
     raise ConfigError(f'optimizer {config.name} has no weight decay, found weight_decay {config.weight_decay}; use adamw')
+  if config.name == 'schedule_free':
+    if config.schedule != 'constant':
+      raise ConfigError(
+        f'optimizer schedule {config.schedule!r}: schedule_free averages instead of decaying, expected constant; a warmup may precede it'
+      )
+    if not 0.0 < config.beta1 < 1.0:
+      raise ConfigError(f'optimizer beta1 {config.beta1}: schedule_free expects a number above 0 and below 1')
