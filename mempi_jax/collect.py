@@ -14,7 +14,7 @@ from mempi_jax.experience.bank import BankEntry
 from mempi_jax.experience.collecting import collect_bank
 from mempi_jax.experience.llm_distill import make_distiller
 from mempi_jax.policy.template import content_tokens
-from mempi_jax.runtime.workdir import report_errors
+from mempi_jax.runtime.workdir import join_hosts, report_errors
 from mempi_jax.world import TRAIN_SPLIT, World, open_world
 
 
@@ -39,7 +39,8 @@ def collect(world: World) -> list[BankEntry]:
 def main(arguments: Sequence[str]) -> None:
   """The command."""
   parsed, config = parse_command_line(argparse.ArgumentParser(description=__doc__), arguments)
-  with open_world(config, parsed.workdir) as world:
+  join_hosts(parsed, config)
+  with open_world(config, parsed.workdir, allow=parsed.allow) as world:
     entries = collect(world)
   print(f'{world.workdir / "bank"}: {len(entries)} entries, {sum(entry.solved_alone for entry in entries)} of games that the agent solved alone')
 

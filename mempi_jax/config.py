@@ -1,6 +1,7 @@
 """Experiment settings: config files, command-line overrides, checks and durations.
 
-An experiment is a file `configs/NAME.py` with `get_config() -> ConfigDict`, and optionally `sweep()` that yields dicts of overrides.
+An experiment is a file `configs/NAME.py` with `get_config() -> ConfigDict`, and optionally `sweep()` that yields dicts of overrides, or `study(trial)`
+that returns one with values that an Optuna trial suggests.
 A config holds every setting: nothing in the package reads one with a default, so a misspelt field is an error that names the near
 ones. A file that varies another one starts from `load_config(Path(__file__).with_name('base.py'))` and assigns fields that exist.
 
@@ -16,6 +17,7 @@ import ast
 import difflib
 import importlib.util
 import inspect
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -58,7 +60,7 @@ def load_config(path_with_args: str | Path, overrides: Mapping[str, Any] | None 
   return override(config, overrides or {})
 
 
-def load_sweep(path: str | Path) -> list[dict[str, Any]]:
+def load_sweep(path_with_args: str | Path) -> list[dict[str, Any]]:
   """The overrides of every run of a config file's `sweep()`, each one checked against its config.
 
   The key 'variant' is reserved: no field, but the name of what the run tries, which runs of other households and seeds share. It is kept.
@@ -66,17 +68,60 @@ def load_sweep(path: str | Path) -> list[dict[str, Any]]:
   Raises:
     ConfigError: the file has no `sweep`, or a run overrides an unknown field, gives a value of another type, or a variant that is no name.
   """
+  path = str(path_with_args).partition(':')[0]
   module = _run_file(Path(path))
-  runs = [dict(overrides) for overrides in _function(module, str(path), 'sweep')()]
+  runs = [dict(overrides) for overrides in _function(module, path, 'sweep')()]
   for index, overrides in enumerate(runs):
     try:
       variant = overrides.get(VARIANT, 'base')
       if not isinstance(variant, str) or not variant.strip():
         raise ConfigError(f'{VARIANT} is {variant!r} ({type(variant).__name__}), expected a name, text that is not empty')
-      load_config(path, {name: value for name, value in overrides.items() if name != VARIANT})
+      load_config(path_with_args, {name: value for name, value in overrides.items() if name != VARIANT})
     except ConfigError as error:
       raise ConfigError(f'{path}: run {index} of sweep(): {error}') from None
   return runs
+
+
+def expand_grid(path_with_args: str | Path, axes: Sequence[str]) -> list[dict[str, Any]]:
+  """The overrides of every run of a grid, the last axis fastest.
+
+  Args:
+    path_with_args: a config file, with arguments where it takes any.
+    axes: 'field=value,value', each value parsed by the field's type; commas inside brackets and quotation marks separate nothing.
+
+  Raises:
+    ConfigError: an axis of another form, a field that comes twice, a value that comes twice, or what `load_config` raises.
+  """
+  values: dict[str, list[Any]] = {}
+  for axis in axes:
+    name, equals, texts = axis.partition('=')
+    if not equals or not texts:
+      raise ConfigError(f'grid {axis!r}: expected FIELD=VALUE,VALUE,...')
+    if name in values:
+      raise ConfigError(f'grid {axis!r}: {name} has an axis already; give all of its values there')
+    values[name] = []
+    for text in _split(texts):
+      config = override_from_text(load_config(path_with_args), {name: text})
+      parent, leaf = _locate(config, name)
+      if parent[leaf] in values[name]:
+        raise ConfigError(f'grid {axis!r}: the value {text} comes twice')
+      values[name].append(parent[leaf])
+  return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+
+
+def load_study(path_with_args: str | Path) -> tuple[Any, tuple[str, str, str, str]]:
+  """The function `study(trial)` of a config file, and its `OBJECTIVE`: (split, memory, measure, direction).
+
+  Raises:
+    ConfigError: the file has no `study`, or no `OBJECTIVE` of four names.
+  """
+  path = str(path_with_args).partition(':')[0]
+  module = _run_file(Path(path))
+  study, objective = _function(module, path, 'study'), getattr(module, 'OBJECTIVE', None)
+  if not isinstance(objective, tuple) or len(objective) != 4 or not all(isinstance(part, str) for part in objective):
+    example = "('heldout_games', 'mempi', 'success_rate', 'maximize')"
+    raise ConfigError(f'{path}: OBJECTIVE is {objective!r}, expected (split, memory, measure, direction), as in {example}')
+  return study, objective
 
 
 def has_sweep(path_with_args: str | Path) -> bool:
@@ -98,13 +143,18 @@ def override_from_text(config: ConfigDict, texts: Mapping[str, str]) -> ConfigDi
 
 
 def parse_command_line(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, FrozenConfigDict]:
-  """Adds `--config` and `--workdir` to `parser`, reads the command line, and resolves the config with its `--config.name=value`.
+  """Adds `--config`, `--workdir`, and what says which of several hosts this is, to `parser`, reads the command line, and resolves the config with
+  its `--config.name=value`.
 
   Returns the other arguments and the resolved config; without `--workdir` a run lives in runs/NAME, NAME that of the config file. A wrong config ends the process with status 2 and a one-line message, as any
   other wrong argument does.
   """
   parser.add_argument('--config', required=True, metavar='FILE', help='config file; --config.NAME=VALUE overrides one of its fields')
   parser.add_argument('--workdir', metavar='FOLDER', type=Path, help='where everything that the run makes is written; default runs/NAME')
+  parser.add_argument('--allow', metavar='FIELD,...', type=lambda text: tuple(filter(None, text.split(','))), default=(), help='fields that may differ from the run that the working folder holds')
+  parser.add_argument('--hosts', metavar='N', default='', help='how many hosts run this command together, or auto: the cluster says it')
+  parser.add_argument('--host', metavar='I', type=int, help='which of them this is, from 0')
+  parser.add_argument('--coordinator', metavar='ADDRESS:PORT', help='of the first host')
   rest, texts = [], {}
   try:
     for argument in arguments:
@@ -325,6 +375,22 @@ def near(name: str, names: Iterable[str]) -> str:
   close += [other for other in names if difflib.SequenceMatcher(None, other.rpartition('.')[2], last).ratio() >= 0.8]
   unique = list(dict.fromkeys(close))[:3]
   return f'; did you mean {" or ".join(unique)}?' if unique else ''
+
+
+def _split(text: str) -> list[str]:
+  """'a,b' -> ['a', 'b']; commas inside brackets and quotation marks do not count."""
+  parts, depth, quote = [''], 0, ''
+  for character in text:
+    if quote:
+      quote = '' if character == quote else quote
+    elif character in '\'"':
+      quote = character
+    depth += (character in '([') - (character in ')]') if not quote else 0
+    if character == ',' and not depth and not quote:
+      parts.append('')
+    else:
+      parts[-1] += character
+  return parts
 
 
 def _cast(name: str, value: Any, kind: type) -> Any:

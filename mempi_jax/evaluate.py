@@ -28,10 +28,10 @@ from mempi_jax.evals.success import BASE_RUNS_FILE, EPISODES_FILE, compare, pres
 from mempi_jax.experience.bank import episode_of, episode_record
 from mempi_jax.experience.collecting import play_to_log
 from mempi_jax.memories import check_memories, make_memory, make_rag
-from mempi_jax.runtime import files
+from mempi_jax.runtime import files, hosts
 from mempi_jax.runtime.host import has_accelerator
 from mempi_jax.runtime.metrics import progress
-from mempi_jax.runtime.workdir import MANIFEST, WALL_TIME, report_errors, timed
+from mempi_jax.runtime.workdir import MANIFEST, WALL_TIME, join_hosts, report_errors, timed
 from mempi_jax.sweep import RUNS, run_sweep
 from mempi_jax.types import Memory, Task
 from mempi_jax.world import TRAIN_SPLIT, World, open_world
@@ -53,7 +53,7 @@ def evaluate(world: World) -> dict[str, Any]:
     with timed(world.workdir, 'deployment'):
       deploy(world)
   with timed(world.workdir, 'real_engine_replay'):
-    replay = replay_on_engine(world, world.workdir / REPLAY_FILE)
+    replay = hosts.broadcast(lambda: replay_on_engine(world, world.workdir / REPLAY_FILE))
   episodes = read_episodes(world.workdir)
   played = read_deployment(world.workdir) if world.config.deploy.moved else []
   deployment = {**summarise_deployment(played), 'updates': read_updates(world.workdir)} if played else None
@@ -65,7 +65,7 @@ def evaluate(world: World) -> dict[str, Any]:
     'abstention_by_difficulty': by_difficulty(episodes, base_runs, split=world.main_split) if 'mempi' in config.memories and base_runs else [],
     'real_engine_replay': replay,
     'deployment': deployment,
-    'wall_time_s': files.read_json(world.workdir / WALL_TIME),
+    'wall_time_s': hosts.broadcast(lambda: files.read_json(world.workdir / WALL_TIME)),
   }
   files.write_json(world.workdir / RESULTS_FILE, results)
   files.mark_done(folder, {'episodes': len(episodes)})
@@ -105,6 +105,7 @@ def play_memories(world: World, memories: Sequence[Memory], path: Path) -> None:
             nearest[context.task] = [f'{" ".join(entry.sources)}: {entry.guidance}' for entry in experience.nearest(context, NEAREST)]
           log.append({'memory': memory.name, **episode_record(episode), 'nearest': nearest[context.task]})
         bar.update(len(part) - len(recorded))
+  hosts.barrier()  # all may read it now
 
 
 def replay_on_engine(world: World, path: Path) -> dict[str, Any]:
@@ -148,7 +149,8 @@ def main(arguments: Sequence[str]) -> None:
     pooled = parsed.workdir / 'pooled' / 'table.md'
     print(pooled.read_text(encoding='utf-8') if pooled.exists() else parsed.workdir / RUNS)
     return
-  with open_world(config, parsed.workdir, remember=True) as world:
+  join_hosts(parsed, config)
+  with open_world(config, parsed.workdir, allow=parsed.allow, remember=True) as world:
     results = evaluate(world)
   for row in results['rows']:
     low, high = row['ci95']

@@ -12,21 +12,21 @@ A config with `control.seeds` is a control experiment (method section 3): one ru
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from mempi_jax.agents.altered import guidance_acts
 from mempi_jax.collect import collect
-from mempi_jax.config import ConfigError, count_steps, override, parse_command_line, resolve
+from mempi_jax.config import ConfigError, count_steps, flatten, override, parse_command_line, resolve
 from mempi_jax.evals.control import Verdict, format_verdict, judge
 from mempi_jax.evals.probes import Probes
 from mempi_jax.experience.bank import BankEntry, read_episodes
@@ -42,37 +42,41 @@ from mempi_jax.memories import OPERATIONS, check_memories, fact_memory, make_rag
 from mempi_jax.memory.mem0 import build_facts
 from mempi_jax.memory.memory_r1 import PolicyManager, demonstrations
 from mempi_jax.memory.operations import FactStore, RuleManager
-from mempi_jax.models.decoder import DecoderConfig, init_params, stack_layers, unstack_layers
+from mempi_jax.models.decoder import init_params, stack_layers, unstack_layers
 from mempi_jax.models.lora import LoraConfig, init_lora
+from mempi_jax.models.partition import shardings
 from mempi_jax.models.presets import differences, preset
 from mempi_jax.policy.policy import Adaptation, GuidancePolicy
 from mempi_jax.policy.pretrained import load_pretrained, read_pretrained_config
-from mempi_jax.policy.score import score_rows
-from mempi_jax.runtime import files
+from mempi_jax.runtime import files, hosts, preemption
 from mempi_jax.runtime.checkpoint import Checkpointer
 from mempi_jax.runtime.host import has_accelerator, keep_freed_memory
 from mempi_jax.runtime.metrics import MetricWriter, progress, read_metrics
-from mempi_jax.runtime.optim import make_optimizer
+from mempi_jax.runtime.optim import evaluation_params, make_optimizer
+from mempi_jax.runtime.preemption import Preempted
+from mempi_jax.runtime.profiler import Profiler, parse_steps
 from mempi_jax.runtime.rng import step_key
-from mempi_jax.runtime.sharding import make_mesh, put_rows, put_state
-from mempi_jax.runtime.workdir import COMPILED, report_errors, share_compilations, timed
+from mempi_jax.runtime.sharding import check_rows, local_layout, make_layout, to_host
+from mempi_jax.runtime.stopwatch import TIMING, Stopwatch
+from mempi_jax.runtime.trackers import check_tracker, open_trackers
+from mempi_jax.runtime.workdir import COMPILED, join_hosts, report_errors, share_compilations, timed
 from mempi_jax.sources.manager import ManagerSource
 from mempi_jax.sources.rollout import RolloutSource, make_tasks
 from mempi_jax.sources.sft import SftSource
+from mempi_jax.training.update import Loss, Update, arrays_of, forward_loss
 from mempi_jax.types import Context, Guidance, Source, TrainBatch
 from mempi_jax.world import TRAIN_SPLIT, World, agent_lm, check_policy, open_world
-
-Loss = Callable[[jax.Array, jax.Array, TrainBatch], tuple[jax.Array, dict[str, jax.Array]]]
 
 STRETCH = 20  # facts
 DECISION_LOSSES = ('regression', 'policy_gradient', 'ratio')
 
 
-def train(config: FrozenConfigDict, workdir: Path) -> GuidancePolicy:
-  """Both stages; returns the policy after the last one that the config asks for."""
+def train(config: FrozenConfigDict, workdir: Path, allow: Collection[str] = ()) -> GuidancePolicy:
+  """Both stages; returns the policy after the last one that the config asks for. `allow` as in `open_world`."""
   check_memories(config)
   check_policy(config)
-  with open_world(config, workdir) as world:
+  check_run(config)
+  with open_world(config, workdir, allow=allow) as world:
     if config.stage2.updates and world.suite.start == 'none':
       raise ConfigError(f'{world.suite.name} cannot promise branches of a group the same start, which stage 2 compares them by: set stage2.updates to 0, or let it be restored')
     with timed(workdir, 'collect'):
@@ -89,6 +93,24 @@ def train(config: FrozenConfigDict, workdir: Path) -> GuidancePolicy:
       if 'memory_r1' in config.eval.memories:
         train_memory_r1(world, entries)
   return policy
+
+
+def check_run(config: FrozenConfigDict) -> None:
+  """Raises ConfigError for what would only be found in the middle of a training: a tracker, a profile, a batch that the mesh cannot split."""
+  try:
+    check_tracker(config.tracker)
+    parse_steps(config.profile.steps)
+    layout = make_layout(config.mesh)
+  except (ValueError, ImportError) as error:
+    raise ConfigError(str(error)) from None
+  for name, rows, parts in (
+    ('stage1.batch_size', config.stage1.batch_size, config.stage1.micro_batches),
+    ('stage2.groups', config.stage2.groups, config.stage2.micro_batches),
+  ):
+    try:
+      check_rows(layout, rows, parts)
+    except ValueError as error:
+      raise ConfigError(f'{name}: {error}') from None
 
 
 # Stage 1.
@@ -129,9 +151,11 @@ def train_stage1(world: World, entries: Sequence[BankEntry]) -> GuidancePolicy:
   return policy
 
 
-def imitation_loss(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+def imitation_loss(
+  logit: jax.Array, logps: jax.Array, batch: TrainBatch, num_rows: jax.Array | None, num_tokens: jax.Array | None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """SFT's loss of a batch (method section 2)."""
-  return sft_loss(logit, logps, batch.content_mask, batch.decision_target, batch.valid)
+  return sft_loss(logit, logps, batch.content_mask, batch.decision_target, batch.valid, num_rows, num_tokens)
 
 
 def fine_tune(
@@ -187,7 +211,7 @@ def validation(policy: GuidancePolicy, loss: Loss, batches: Sequence[TrainBatch]
   def evaluate(trained: Any) -> dict[str, float]:
     sums: dict[str, float] = {}
     for batch in batches:
-      value, metrics = forward(trained, policy.frozen, _arrays(batch))
+      value, metrics = forward(trained, policy.frozen, arrays_of(batch))
       for name, part in {'val/loss': value, **{f'val/{name.replace("/", "_")}': part for name, part in metrics.items()}}.items():
         sums[name] = sums.get(name, 0.0) + float(part) * float(batch.valid.sum())
     total = sum(float(batch.valid.sum()) for batch in batches)
@@ -246,29 +270,38 @@ def _reinforce(
   probes = make_probes(world, policy, alone)
   num_steps = config.updates * (1 + config.replay)
 
-  def loss(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    return stage2_loss(config, logit, logps, batch)
-
+  loss = functools.partial(stage2_loss, config)
   policy = fit(world, folder, description, policy, source, loss, config, num_steps, inner_epochs=config.inner_epochs, evaluate=probes)
   files.mark_done(folder, {'updates': config.updates} | probes(policy.trained))
   return policy
 
 
-def stage2_loss(config: FrozenConfigDict, logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+def stage2_loss(
+  config: FrozenConfigDict,
+  logit: jax.Array,
+  logps: jax.Array,
+  batch: TrainBatch,
+  num_rows: jax.Array | None,
+  num_tokens: jax.Array | None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Decision and content losses with weights of their own (method section 3)."""
   match config.decision_loss:
     case 'regression':
-      decision, metrics = decision_regression_loss(logit, batch.ref_logit, batch.decision_adv, batch.valid, beta=config.decision_beta)
+      decision, metrics = decision_regression_loss(
+        logit, batch.ref_logit, batch.decision_adv, batch.valid, beta=config.decision_beta, num_rows=num_rows
+      )
     case 'policy_gradient':
-      decision, metrics = decision_policy_gradient_loss(logit, batch.ref_logit, batch.decision_adv, batch.valid, kl=config.decision_kl)
+      decision, metrics = decision_policy_gradient_loss(
+        logit, batch.ref_logit, batch.decision_adv, batch.valid, kl=config.decision_kl, num_rows=num_rows
+      )
     case 'ratio':
       decision, metrics = decision_ratio_loss(
         logit, batch.old_logit, batch.ref_logit, batch.decision_adv, batch.valid, num_generate=config.branches,
-        clip_low=config.decision_clip, clip_high=config.decision_clip, kl=config.decision_kl,
+        clip_low=config.decision_clip, clip_high=config.decision_clip, kl=config.decision_kl, num_rows=num_rows,
       )  # fmt: skip
   content, content_metrics = content_policy_gradient_loss(
     logps, batch.old_logps, batch.ref_logps, batch.content_adv, batch.content_mask,
-    clip_low=config.clip_low, clip_high=config.clip_high, kl=config.content_kl,
+    clip_low=config.clip_low, clip_high=config.clip_high, kl=config.content_kl, num_tokens=num_tokens,
   )  # fmt: skip
   total = config.decision_weight * decision + config.content_weight * content
   return total, {'loss/decision': decision, 'loss/content': content, **metrics, **content_metrics}
@@ -308,11 +341,13 @@ def train_memory_r1(world: World, entries: Sequence[BankEntry]) -> None:
     shown, policy, batch_size=config.sft.batch_size, abstain_share=0.0, validation=world.config.stage1.validation, seed=world.config.seed
   )
 
-  def improve(logit: jax.Array, logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    clip = config.grpo.clip
+  def improve(
+    logit: jax.Array, logps: jax.Array, batch: TrainBatch, num_rows: jax.Array | None, num_tokens: jax.Array | None
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
     return content_policy_gradient_loss(
-      logps, batch.old_logps, batch.ref_logps, batch.content_adv, batch.content_mask, clip_low=clip, clip_high=clip, kl=config.grpo.kl
-    )
+      logps, batch.old_logps, batch.ref_logps, batch.content_adv, batch.content_mask,
+      clip_low=config.grpo.clip, clip_high=config.grpo.clip, kl=config.grpo.kl, num_tokens=num_tokens,
+    )  # fmt: skip
 
   validate = validation(policy, imitation_loss, sft.validation_batches())
   policy = fit(
@@ -337,26 +372,6 @@ def train_memory_r1(world: World, entries: Sequence[BankEntry]) -> None:
 # The loop that both stages share.
 
 
-def forward_loss(
-  policy: GuidancePolicy, config: DecoderConfig, loss: Loss
-) -> Callable[[Any, Any, Any], tuple[jax.Array, dict[str, jax.Array]]]:
-  """(trained, frozen, batch as a dict of arrays) -> loss and metrics: one forward pass scores decision and contents of every row.
-
-  `config` is the policy's, or says how training computes it; trained and frozen have its layout.
-  """
-  generate_id, abstain_id = policy.generate_id, policy.abstain_id
-
-  def compute(trained: Any, frozen: Any, arrays: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    batch = TrainBatch(**arrays)
-    logit, logps = score_rows(
-      config, policy.assemble(frozen, trained), generate_id, abstain_id, batch.tokens, batch.branch, batch.positions, batch.decision_index,
-      batch.score_index, batch.targets,
-    )  # fmt: skip
-    return loss(logit, logps, batch)
-
-  return compute
-
-
 def fit(
   world: World,
   folder: Path,
@@ -372,64 +387,84 @@ def fit(
 ) -> GuidancePolicy:
   """The training loop. Order of resume: the newest whole checkpoint, the source's state in it, then the metrics from that step on.
 
-  The state holds what is trained, and nothing else: the parameters, or a LoRA adapter. With policy.scan_layers it has the scanned layout
-  in the loop; the source, the probes and the policy's folder get the unrolled one.
+  The state holds what is trained, and nothing else: the parameters, or a LoRA adapter, on the mesh of all devices, with policy.scan_layers
+  in the scanned layout. The source, the probes and the policy's folder get it unrolled, on this host's own devices. Asked to end (SIGTERM),
+  it saves the last whole step and ends; a step that was being played is played again.
   """
-  mesh, scan = make_mesh(world.config.mesh.fsdp), world.config.policy.scan_layers
+  layout, run = world.layout, world.config
+  own, scan = local_layout(layout), run.policy.scan_layers
+  to_training, unrolled = (stack_layers, jax.jit(unstack_layers)) if scan else (lambda tree: tree, lambda tree: tree)
   optimizer = make_optimizer(config.optimizer, num_steps * inner_epochs)
-  compute = forward_loss(policy, dataclasses.replace(policy.config, scan_layers=scan, remat=world.config.policy.remat), loss)
-  to_training, to_policy = (stack_layers, jax.jit(unstack_layers)) if scan else (lambda tree: tree, lambda tree: tree)
+  compute = forward_loss(policy, dataclasses.replace(policy.config, scan_layers=scan, remat=run.policy.remat), loss)
+  update = Update(layout, compute, optimizer, micro_batches=config.micro_batches)
+  state, frozen = update.init(to_training(policy.trained)), update.place(to_training(policy.frozen) if policy.frozen else {})
 
-  @functools.partial(jax.jit, donate_argnums=0)
-  def update(state: dict[str, Any], frozen: Any, arrays: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    (value, metrics), gradients = jax.value_and_grad(compute, has_aux=True)(state['params'], frozen, arrays)
-    updates, opt_state = optimizer.update(gradients, state['opt_state'], state['params'])
-    metrics |= {'train/loss': value, 'train/gradient_norm': optax.tree.norm(gradients)}
-    return {'params': optax.apply_updates(state['params'], updates), 'opt_state': opt_state}, metrics
+  def to_policy(params: Any) -> Any:
+    return unrolled(to_host(params, layout, shardings(own, params)))
 
-  params = to_training(jax.tree.map(jax.numpy.array, policy.trained))  # a copy: the update donates its input, and the agent stays frozen
-  frozen = put_state(mesh, to_training(policy.frozen) if policy.frozen else {})
-  state = put_state(mesh, {'params': params, 'opt_state': optimizer.init(params)})
-  programs: dict[tuple[int, ...], Any] = {}  # by the width of a batch's rows
+  def averaged() -> Any:
+    """What is evaluated and saved: for some optimizers not the parameters at which gradients are taken."""
+    return to_policy(evaluation_params(config.optimizer, state['opt_state'], state['params']))
 
-  def compiled(arrays: dict[str, jax.Array]) -> Any:
-    shape = arrays['tokens'].shape
-    if shape not in programs:
-      programs[shape] = update.lower(state, frozen, arrays).compile()
-    return programs[shape]
-
-  if world.config.compile_ahead:
+  if run.compile_ahead:
     for batch in source.examples():
-      compiled(put_rows(mesh, _arrays(batch)))
-  checkpoints = Checkpointer(folder / 'checkpoints')
+      update.compiled(state, frozen, update.put(batch))
+  checkpoints = Checkpointer(folder / 'checkpoints', **run.checkpoint)
   first = checkpoints.latest() or 0
   if first:
     state, extra = checkpoints.restore(first, state)
     source.restore(extra['source'])
-  with MetricWriter(folder, first + 1 if first else 0) as writer, progress(num_steps, description, initial=first) as bar:
+  trackers = open_trackers(
+    check_tracker(run.tracker) if hosts.is_first() else (), folder=folder, name=f'{world.workdir.name} {description}',
+    config=flatten(run), resume_step=first,
+  )  # fmt: skip
+  clock, saved = Stopwatch(), first
+  with (
+    checkpoints,
+    contextlib.closing(Profiler(folder, parse_steps(run.profile.steps))) as profiler,
+    MetricWriter(folder, first + 1 if first else 0, trackers) as writer,
+    progress(num_steps, description, initial=first) as bar,
+  ):
     if not first:
-      writer.write(0, evaluate(to_policy(state['params'])))
+      writer.write(0, evaluate(averaged()))
+    clock.start()
+    source.clock.start()
     for step in range(first, num_steps):
-      batch, metrics = source.next(step, to_policy(state['params']))
-      arrays = put_rows(mesh, _arrays(batch))
-      for _ in range(inner_epochs):
-        state, trained = compiled(arrays)(state, frozen, arrays)
+      with profiler.step(step):
+        try:
+          with clock('source'):
+            batch, metrics = source.next(step, to_policy(state['params']))
+        except Preempted:  # before the source took anything in
+          if step > saved:
+            checkpoints.save(step, state, {'source': source.state()})
+          raise
+        arrays = update.put(batch)
+        with clock('update'), hosts.watch(f'{description}, step {step}'):
+          for _ in range(inner_epochs):
+            state, scalars = update(state, frozen, arrays)
+          metrics |= update.read(scalars, f'{description}, step {step}')
       last = step + 1 == num_steps
-      metrics |= {name: float(value) for name, value in trained.items()}
       if last or (step + 1) % config.evaluate_every == 0:
-        metrics |= evaluate(to_policy(state['params']))
+        with clock('evaluate'):
+          metrics |= evaluate(averaged())
       writer.write(step + 1, metrics)
       bar.update()
       bar.set_postfix({name.split('/')[1]: f'{metrics[name]:.3f}' for name in ('train/loss',) if name in metrics})
-      if last or (step + 1) % config.checkpoint_every == 0:
-        checkpoints.save(step + 1, state, {'source': source.state()})
-  trained = policy.with_trained(jax.device_get(to_policy(state['params'])))
-  trained.save(folder / 'policy', dtype=world.config.policy.param_dtype)
+      ending = any(hosts.gather(preemption.requested()))
+      if last or ending or (step + 1) % config.checkpoint_every == 0:
+        with clock('checkpoint'):
+          # All that resume needs: keys and seeds are functions of the step, episodes that were being played are played again.
+          checkpoints.save(step + 1, state, {'source': source.state()}, metrics)
+          saved = step + 1
+      if ending and not last:
+        checkpoints.wait()
+        raise Preempted
+    checkpoints.wait()
+  clock.write(folder / TIMING, {'steps': num_steps - first, 'within_source': source.clock.parts})
+  trained = policy.with_trained(averaged())
+  trained.save(folder / 'policy', dtype=run.policy.param_dtype)
+  hosts.barrier()
   return trained
-
-
-def _arrays(batch: TrainBatch) -> dict[str, np.ndarray]:
-  return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
 
 
 # Control experiments.
@@ -456,8 +491,9 @@ def main(arguments: Sequence[str]) -> None:
   parsed, config = parse_command_line(argparse.ArgumentParser(description=__doc__.split('\n')[0]), arguments)
   if not has_accelerator() and not config.stage2.updates:
     keep_freed_memory()  # before JAX starts; fine-tuning is faster so, rollouts are slower
+  join_hosts(parsed, config)
   if not config.control.seeds:
-    train(config, parsed.workdir)
+    train(config, parsed.workdir, parsed.allow)
     print(f'trained: {parsed.workdir}')
     return
   share_compilations(parsed.workdir / COMPILED)

@@ -198,7 +198,12 @@ class TrainBatch:
 
 
 class Source(Protocol):
-  """Where the trainer's batches come from. `state` is everything that resume needs, as a JSON-able tree."""
+  """Where the trainer's batches come from. `state` is everything that resume needs, as a JSON-able tree.
+
+  `clock` adds up the seconds that `next` spends in episodes and in compiled programs; the rest of its time is the host's own work.
+  """
+
+  clock: Any  # runtime/stopwatch.py
 
   def next(self, step: int, params: Any) -> tuple[TrainBatch, dict[str, float]]: ...
 

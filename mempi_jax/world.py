@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.resources
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +21,30 @@ from mempi_jax.agents.chat import make_chat_agent
 from mempi_jax.agents.formats import FORMATS, make_format_agent
 from mempi_jax.agents.lm import LMAgent, check_kinds, checkpoint_hash, load_agent
 from mempi_jax.agents.scripted import ScriptedAgent
-from mempi_jax.config import ConfigError
+from mempi_jax.config import ConfigError, near
 from mempi_jax.envs.suite import Suite, TaskSpec, find_function, find_suite
 from mempi_jax.evals.isolation import check_experience, check_splits
 from mempi_jax.evals.success import main_of
 from mempi_jax.experience.bank import TRAIN_SPLIT, BankEntry
 from mempi_jax.inference.engine import Engine
 from mempi_jax.models.hf import Place
+from mempi_jax.models.partition import shardings
 from mempi_jax.policy.policy import GuidancePolicy, load_policy
 from mempi_jax.policy.pretrained import load_tokenizer
 from mempi_jax.policy.template import template_hash
 from mempi_jax.policy.tokenizer import Tokenizer
-from mempi_jax.rollout.pool import Pool, PoolError
+from mempi_jax.rollout.pool import Pool, PoolError, RemoteEnvs
+from mempi_jax.rollout.ray_pool import RayPool
 from mempi_jax.rollout.runner import Runner
+from mempi_jax.runtime import preemption
 from mempi_jax.runtime.manifest import make_manifest
 from mempi_jax.runtime.rng import host_seed
-from mempi_jax.runtime.sharding import make_mesh, shard_state
+from mempi_jax.runtime.sharding import Layout, local_layout, make_layout
 from mempi_jax.runtime.workdir import AGENT, open_workdir, write_manifest
 from mempi_jax.types import Agent, Episode, Task
 
 AGENTS = ('lm', 'chat', 'scripted')
+BACKENDS = ('process', 'ray')  # of the pool
 SHIPPED = ('alfworld', 'company')  # agents that come with the package
 ANSWERS = 'agent_answers.jsonl'
 
@@ -66,6 +70,7 @@ class World:
 
   def close(self) -> None:
     """Ends the worker processes, if there are some, and lets go of the agent's endpoint."""
+    preemption.ignore()
     if self.envs is not None:
       self.envs.close()
     close_agent(self.agent)
@@ -92,11 +97,16 @@ class World:
       folder, param_dtype=config.param_dtype, dtype=config.dtype, attention=config.attention, batch_size=size, place=self.place
     )
 
+  @functools.cached_property
+  def layout(self) -> Layout:
+    """The mesh of all devices, of all hosts."""
+    return make_layout(self.config.mesh)
+
   @property
   def place(self) -> Place | None:
-    """Where a policy's parameters live; None: on one device, until training puts them on the mesh."""
-    fsdp = self.config.mesh.fsdp
-    return functools.partial(shard_state, make_mesh(fsdp)) if fsdp > 1 else None
+    """Where a policy's parameters live on this host; None: on one device, until training puts them on the mesh."""
+    own = local_layout(self.layout)
+    return functools.partial(shardings, own) if own.mesh.shape['fsdp'] * own.mesh.shape['tensor'] > 1 else None
 
   @property
   def trained(self) -> Path:
@@ -137,12 +147,13 @@ def make_suite(config: FrozenConfigDict) -> Suite:
     raise ConfigError(str(error)) from error
 
 
-def open_world(config: FrozenConfigDict, workdir: Path, *, remember: bool = False) -> World:
+def open_world(config: FrozenConfigDict, workdir: Path, *, allow: Collection[str] = (), remember: bool = False) -> World:
   """Opens the working folder, makes the tasks and the agent; writes the manifest, or checks it.
 
   Args:
     config: the resolved config of an experiment.
     workdir: where the run lives.
+    allow: fields that may differ from those of the run that lives there.
     remember: see `Runner`.
 
   Raises:
@@ -153,7 +164,7 @@ def open_world(config: FrozenConfigDict, workdir: Path, *, remember: bool = Fals
   check_agent(config)
   suite = make_suite(config)
   check_splits(suite.splits, goal_splits=suite.goal_splits)
-  workdir = open_workdir(workdir, config, agent_folder(config))
+  workdir = open_workdir(workdir, config, agent_folder(config), allow)
   games = {game.task_id: game for part in suite.splits.values() for game in part}
   try:
     agent = make_agent(config, suite, workdir / AGENT, workdir / ANSWERS)
@@ -163,9 +174,10 @@ def open_world(config: FrozenConfigDict, workdir: Path, *, remember: bool = Fals
     raise ConfigError(str(error)) from error
   world = World(config, workdir, suite, games, tokenizer, agent)
   print(f'agent: {describe_agent(agent)}')  # or MemoryError, before anything is played
-  write_manifest(workdir, _manifest(world))
+  write_manifest(workdir, _manifest(world), allow)
   world.envs = make_pool(config, suite)
   world.runner = make_runner(config, suite, agent, world.envs, remember=remember)
+  preemption.listen()
   return world
 
 
@@ -178,14 +190,23 @@ def make_runner(config: FrozenConfigDict, suite: Suite, agent: Agent, envs: Pool
   return Runner(make_env, agent, suite.max_steps, min(size, workers or size), workers=workers, remember=remember, retries=config.pool.retries)
 
 
-def make_pool(config: FrozenConfigDict, suite: Suite) -> Pool | None:
-  """The worker processes that `pool.workers` asks for; None: environments live in this process. Raises ConfigError where they cannot be made."""
+def make_pool(config: FrozenConfigDict, suite: Suite) -> RemoteEnvs | None:
+  """The workers that `pool.workers` asks for, on this machine or on a Ray cluster; None: environments live in this process. Raises ConfigError where
+  they cannot be made."""
   pool = config.pool
+  if pool.backend not in BACKENDS:
+    raise ConfigError(f'pool.backend is {pool.backend!r}: expected one of {", ".join(BACKENDS)}{near(pool.backend, BACKENDS)}')
+  if pool.backend != 'ray' and pool.address:
+    raise ConfigError(f'pool.address is {pool.address!r}, of a Ray cluster, and pool.backend is {pool.backend!r}: expected ray')
   if not pool.workers:
+    if pool.backend == 'ray':
+      raise ConfigError('pool.backend is ray and pool.workers 0: expected how many environments may run at a time')
     return None
-  limit = int(pool.memory_limit * 2**20) or None
+  limits = {'reset_timeout': pool.reset_timeout, 'step_timeout': pool.step_timeout, 'memory_limit': int(pool.memory_limit * 2**20) or None}
   try:
-    return Pool(suite.make_env, pool.workers, reset_timeout=pool.reset_timeout, step_timeout=pool.step_timeout, memory_limit=limit)
+    if pool.backend == 'ray':
+      return RayPool(suite.make_env, pool.workers, address=pool.address, **limits)
+    return Pool(suite.make_env, pool.workers, **limits)
   except (ValueError, PoolError) as error:
     raise ConfigError(f'pool: {error}') from error
 

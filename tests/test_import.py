@@ -13,7 +13,7 @@ import mempi_jax
 PACKAGE = Path(mempi_jax.__file__).parent
 
 # Simulator processes and host-side tools: they start fast and never touch the accelerator.
-HOST_SIDE = ('types', 'envs', 'experience', 'evals.stats', 'rollout.episode', 'rollout.pool', 'rollout.handles', 'rollout.worker', 'rollout.rewards', 'rollout.effects')
+HOST_SIDE = ('types', 'envs', 'experience', 'evals.stats', 'rollout.episode', 'rollout.pool', 'rollout.ray_pool', 'rollout.handles', 'rollout.worker', 'rollout.rewards', 'rollout.effects')
 JAX = ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex')
 # Package -> where it may be imported.
 SIMULATORS = {
@@ -22,6 +22,7 @@ SIMULATORS = {
   **dict.fromkeys(('scienceworld', 'py4j'), ('envs.scienceworld',)),
   **dict.fromkeys(('playwright', 'browsergym', 'miniwob', 'trac'), ('envs.browser',)),
   'pymysql': ('envs.terminal',),
+  'ray': ('rollout.ray_pool',),
 }
 
 # From the bottom up; a module imports its own room and rooms of lower floors. Rooms on one floor do not know each other.
@@ -36,6 +37,7 @@ FLOORS = [
   {'experience'},  # the bank: memories retrieve from it, sources learn from it
   {'memory', 'evals'},
   {'sources'},
+  {'training'},
   {'bench'},
 ]
 
@@ -136,6 +138,11 @@ def test_nothing_imports_the_commands_but_commands():
   for name in sorted(modules()):
     if name.partition('.')[0] in rooms:
       assert not rooms_imported(modules()[name]) & top, f'{name} imports a command'
+
+
+def test_importing_the_commands_touches_no_device():
+  code = 'import mempi_jax.train, mempi_jax.evaluate, mempi_jax.bench.__main__\nfrom jax._src import xla_bridge\nassert not xla_bridge._backends'
+  assert 'jax' in loaded_after(code)
 
 
 def test_simulators_are_imported_by_their_environments_alone():

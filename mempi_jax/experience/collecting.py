@@ -24,7 +24,7 @@ from mempi_jax.experience.dedup import DEDUP, deduplicate
 from mempi_jax.experience.distiller import Distill, Distiller, distiller_of
 from mempi_jax.rollout.episode import abstained
 from mempi_jax.rollout.runner import Runner
-from mempi_jax.runtime import files
+from mempi_jax.runtime import files, hosts
 from mempi_jax.runtime.metrics import progress
 from mempi_jax.types import Task
 
@@ -41,6 +41,7 @@ def play_to_log(runner: Runner, tasks: Sequence[Task], path: Path, description: 
     for episode in runner.stream(left, abstained(len(left))):
       log.append(keep_image(episode_record(episode), episode, path.parent))
       bar.update()
+  hosts.barrier()  # all may read it now
 
 
 def collect_bank(
@@ -84,7 +85,7 @@ def collect_bank(
     entries = corrupt(entries, corruption, seed, pattern=pattern)
     check_bank(entries, test_games)
     made = {'by': 'collect', 'episodes': len(tasks), 'seed': seed, 'corruption': corruption, 'dedup': dedup, 'distillation': distiller.report()}
-    write_with_card(folder, entries, made)
+    hosts.broadcast(lambda: write_with_card(folder, entries, made))
     solved = sum(entry.solved_alone for entry in entries)
     files.mark_done(folder, {'episodes': len(tasks), 'entries': len(entries), 'solved_alone': solved, 'bank': files.hash_file(folder / BANK)})
   return read_bank(folder, test_games)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mempi_jax.experience.bank import episode_of, episode_record
 from mempi_jax.rollout.runner import Runner
-from mempi_jax.runtime import files
+from mempi_jax.runtime import files, hosts
 from mempi_jax.runtime.metrics import progress
 from mempi_jax.types import Memory, Task
 
@@ -45,3 +45,4 @@ def learn_online(
         log.append({**note, **episode_record(episode)})
       bar.update(len(batch) - len(recorded))
       memory.observe(episodes)
+  hosts.barrier()  # all may read it now

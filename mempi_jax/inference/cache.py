@@ -59,9 +59,9 @@ def place(store: Store, params: Any, slots: int) -> Store:
 
 def check_memory(needed: int, slots: int, length: int) -> None:
   """Raises MemoryError where the devices have less free memory than the cache needs."""
-  stats = jax.devices()[0].memory_stats() or {}
+  stats = jax.local_devices()[0].memory_stats() or {}
   if 'bytes_limit' in stats:
-    free = (stats['bytes_limit'] - stats.get('bytes_in_use', 0)) * jax.device_count()
+    free = (stats['bytes_limit'] - stats.get('bytes_in_use', 0)) * jax.local_device_count()
   else:
     free = free_host_memory()
   if free is not None and needed > free:

@@ -1,8 +1,9 @@
 """Stage 2, adaptation distillation (method section 3): losses of the decision and of the content, small and pure.
 
 The decision's argument is l = logit[GENERATE] − logit[ABSTAIN] f32[B], with π(GENERATE) = sigmoid(l). All losses divide by the number
-of rows or tokens that count; rows that do not count may hold anything, NaN included, and get no gradient. Each returns the loss f32[]
-and metrics. Three forms of the decision update, by what they are fed:
+of rows or tokens that count; rows that do not count may hold anything, NaN included, and get no gradient. A batch that is computed in
+parts gives `num_rows` and `num_tokens` f32[], those of the whole: losses and metrics of the parts then add up to those of the whole. Each
+returns the loss f32[] and metrics. Three forms of the decision update, by what they are fed:
 
     decision_regression_loss       effect estimates D̂ (rollout/effects.py), the default [O]
     decision_policy_gradient_loss  advantages, both decisions weighted exactly [O]
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 
 
 def decision_regression_loss(
-  l: jax.Array, l_ref: jax.Array, effect: jax.Array, valid: jax.Array, beta: float
+  l: jax.Array, l_ref: jax.Array, effect: jax.Array, valid: jax.Array, beta: float, num_rows: jax.Array | None = None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """L_dec = ¼ · mean_x [ −2 · D̂ · l + (β/2) · (l − l_ref)² ], least at l = l_ref + 2 D̂ / β [O].
 
@@ -24,13 +25,13 @@ def decision_regression_loss(
   """
   l, l_ref, effect = _masked(valid, l, l_ref, effect)
   shift = l - l_ref
-  loss = 0.25 * _mean(-2.0 * effect * l + 0.5 * beta * shift**2, valid)
-  error = shift - 2.0 * effect / beta
-  return loss, _decision_metrics(l, l_ref, valid) | {'decision/target_error': jnp.sqrt(_mean(error**2, valid))}
+  loss = 0.25 * _mean(-2.0 * effect * l + 0.5 * beta * shift**2, valid, num_rows)
+  error = jnp.abs(shift - 2.0 * effect / beta)
+  return loss, _decision_metrics(l, l_ref, valid, num_rows) | {'decision/target_error': _mean(error, valid, num_rows)}
 
 
 def decision_policy_gradient_loss(
-  l: jax.Array, l_ref: jax.Array, adv: jax.Array, valid: jax.Array, kl: float
+  l: jax.Array, l_ref: jax.Array, adv: jax.Array, valid: jax.Array, kl: float, num_rows: jax.Array | None = None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """− Σ_d π(d) A(d) + kl · KL(π ‖ π_ref), with A(GENERATE) = adv, A(ABSTAIN) = −adv; both exact over the two decisions [O].
 
@@ -39,8 +40,8 @@ def decision_policy_gradient_loss(
   l, l_ref, adv = _masked(valid, l, l_ref, adv)
   value = (jax.nn.sigmoid(l) - jax.nn.sigmoid(-l)) * adv
   divergence = bernoulli_kl(l, l_ref)
-  loss = _mean(kl * divergence - value, valid)
-  return loss, _decision_metrics(l, l_ref, valid)
+  loss = _mean(kl * divergence - value, valid, num_rows)
+  return loss, _decision_metrics(l, l_ref, valid, num_rows)
 
 
 def decision_ratio_loss(
@@ -54,6 +55,7 @@ def decision_ratio_loss(
   clip_low: float,
   clip_high: float,
   kl: float,
+  num_rows: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The plain form: each branch's forced decision token with its own clipped ratio to the sampling policy [P].
 
@@ -71,9 +73,9 @@ def decision_ratio_loss(
     ratio = jnp.exp(logp - jax.nn.log_sigmoid(sign * old_logit))
     surrogate = _clipped_surrogate(ratio, sign * adv, clip_low, clip_high)
     divergence = k3(logp, jax.nn.log_sigmoid(sign * l_ref))
-    loss = loss + weight * _mean(kl * divergence - surrogate, valid)
-    clipped = clipped + weight * _mean((surrogate < ratio * sign * adv).astype(jnp.float32), valid)
-  return loss, _decision_metrics(l, l_ref, valid) | {'decision/clipped': clipped}
+    loss = loss + weight * _mean(kl * divergence - surrogate, valid, num_rows)
+    clipped = clipped + weight * _mean((surrogate < ratio * sign * adv).astype(jnp.float32), valid, num_rows)
+  return loss, _decision_metrics(l, l_ref, valid, num_rows) | {'decision/clipped': clipped}
 
 
 def content_policy_gradient_loss(
@@ -85,6 +87,7 @@ def content_policy_gradient_loss(
   clip_low: float,
   clip_high: float,
   kl: float,
+  num_tokens: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """− Σ mask · min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A) / Σ mask + kl · Σ mask · k3 / Σ mask, a token at a time [P].
 
@@ -95,7 +98,8 @@ def content_policy_gradient_loss(
   ratio = jnp.exp(logps - old_logps)
   surrogate = _clipped_surrogate(ratio, adv, clip_low, clip_high)
   divergence = k3(logps, ref_logps)
-  mean = lambda values: (mask * values).sum() / jnp.maximum(mask.sum(), 1.0)
+  total = jnp.maximum(mask.sum() if num_tokens is None else num_tokens, 1.0)
+  mean = lambda values: (mask * values).sum() / total
   loss = mean(kl * divergence - surrogate)
   metrics = {
     'content/kl': mean(divergence),
@@ -127,14 +131,14 @@ def _masked(counts: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
   return tuple(jnp.where(counts, array, 0.0) for array in arrays)
 
 
-def _mean(values: jax.Array, valid: jax.Array) -> jax.Array:
+def _mean(values: jax.Array, valid: jax.Array, num_rows: jax.Array | None) -> jax.Array:
   rows = valid.astype(jnp.float32)
-  return (rows * values).sum() / jnp.maximum(rows.sum(), 1.0)
+  return (rows * values).sum() / jnp.maximum(rows.sum() if num_rows is None else num_rows, 1.0)
 
 
-def _decision_metrics(l: jax.Array, l_ref: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
+def _decision_metrics(l: jax.Array, l_ref: jax.Array, valid: jax.Array, num_rows: jax.Array | None) -> dict[str, jax.Array]:
   return {
-    'decision/p_generate': _mean(jax.nn.sigmoid(l), valid),
-    'decision/shift': _mean(l - l_ref, valid),
-    'decision/kl': _mean(bernoulli_kl(l, l_ref), valid),
+    'decision/p_generate': _mean(jax.nn.sigmoid(l), valid, num_rows),
+    'decision/shift': _mean(l - l_ref, valid, num_rows),
+    'decision/kl': _mean(bernoulli_kl(l, l_ref), valid, num_rows),
   }

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 
 
 def sft_loss(
-  decision_logit: jax.Array, logps: jax.Array, content_mask: jax.Array, decision_target: jax.Array, valid: jax.Array
+  decision_logit: jax.Array,
+  logps: jax.Array,
+  content_mask: jax.Array,
+  decision_target: jax.Array,
+  valid: jax.Array,
+  num_rows: jax.Array | None = None,
+  num_tokens: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """− log P(decision) − mean log P(content and end-of-sequence), content only where the target is GENERATE.
 
@@ -20,15 +26,16 @@ def sft_loss(
     content_mask: f32[B, C] 1 where they count.
     decision_target: f32[B] P(GENERATE) to be learned: 1 GENERATE, 0 ABSTAIN.
     valid: bool[B].
+    num_rows, num_tokens: f32[] of the whole batch, where it is computed in parts whose losses add up.
 
   Returns the loss f32[] and metrics loss/decision, loss/content, decision/p_generate (nats, nats per token, a probability).
   """
   rows = valid.astype(jnp.float32)
-  num_rows = jnp.maximum(rows.sum(), 1.0)
+  num_rows = jnp.maximum(rows.sum() if num_rows is None else num_rows, 1.0)
   log_generate, log_abstain = jax.nn.log_sigmoid(decision_logit), jax.nn.log_sigmoid(-decision_logit)
   decision = -(rows * (decision_target * log_generate + (1.0 - decision_target) * log_abstain)).sum() / num_rows
   mask = content_mask * (rows * (decision_target > 0.5))[:, None]
-  content = -jnp.where(mask > 0, mask * logps, 0.0).sum() / jnp.maximum(mask.sum(), 1.0)
+  content = -jnp.where(mask > 0, mask * logps, 0.0).sum() / jnp.maximum(mask.sum() if num_tokens is None else num_tokens, 1.0)
   metrics = {
     'loss/decision': decision,
     'loss/content': content,

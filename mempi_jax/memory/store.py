@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import bm25s
 import numpy as np
 
 Encoder = Callable[[Sequence[str]], np.ndarray]  # texts -> unit vectors f32[N, D]
@@ -36,6 +35,8 @@ class Bm25Index:
   """By the words in common, weighted by how rare they are."""
 
   def __init__(self, texts: Sequence[str]):
+    import bm25s  # which runs something on JAX's device when it is imported
+
     self._index = bm25s.BM25()
     self._index.index([words(text) for text in texts], show_progress=False)
 

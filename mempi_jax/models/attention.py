@@ -6,9 +6,13 @@ Axes: B rows, T queries, S keys, N heads, K key-value heads, H head dim.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from mempi_jax.runtime.sharding import split_over
 
 IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'splash')
 SPLASH_BLOCK = 128
@@ -24,6 +28,28 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, 
 
   Raises ValueError when an implementation was asked for that cannot do this, saying why.
   """
+  rows, heads = split_over('rows', q.shape[0]), split_over('heads', q.shape[2])
+  if not rows and not heads:
+    return _attention(q, k, v, mask, implementation)
+  # On a mesh each device attends within its own rows and heads: no kernel is left to be split by the compiler.
+  if heads:
+    parts = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in heads)
+    if parts % k.shape[1] == 0:  # with fewer key-value heads than parts some parts hold the same one
+      k, v = (jnp.repeat(array, parts // k.shape[1], axis=1) for array in (k, v))
+    elif k.shape[1] % parts:
+      heads = None
+  queries, keys = PartitionSpec(rows, None, heads), PartitionSpec(rows, heads)
+  arrays, specs = (q, k, v), (queries, keys, keys)
+  if mask is not None:
+    arrays, specs = (*arrays, mask), (*specs, PartitionSpec(rows))
+
+  def own(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    return _attention(q, k, v, mask, implementation)
+
+  return jax.shard_map(own, in_specs=specs, out_specs=queries, check_vma=False)(*arrays)
+
+
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, implementation: str) -> jax.Array:
   match choose(implementation, q, mask):
     case 'cudnn':
       # cuDNN wants keys and values as [B, S, K, H].

@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from mempi_jax.models.attention import IMPLEMENTATIONS, attention, choose, two_stretch_attention
 from mempi_jax.models.lora import Weight, matmul
 from mempi_jax.models.rope import RopeScaling, rope_angles, rotate
+from mempi_jax.runtime.sharding import constrain
 
 FAMILIES = ('llama', 'mistral', 'qwen2', 'qwen3')
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -144,7 +145,8 @@ class Layer(nn.Module):
   def __call__(self, x: jax.Array, angles: Angles, mask: jax.Array | None) -> jax.Array:
     """Stream x [B, T, D] through the block; mask as in `attention`."""
     q, k, v = self.project(x, angles)
-    return self.finish(x, attention(q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), mask, self.config.attention))
+    x = self.finish(x, attention(q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), mask, self.config.attention))
+    return constrain(x, 'rows', None, None)
 
 
 class ScannedLayer(Layer):
@@ -181,7 +183,7 @@ class Decoder(nn.Module):
   def __call__(self, tokens: jax.Array, positions: jax.Array, mask: jax.Array | None) -> jax.Array:
     """tokens i32[B, T], positions i32[B, T], mask bool[B, T, T] (None: causal) -> normalised hidden states [B, T, D]."""
     c = self.config
-    x = self.embedding[tokens].astype(c.dtype)
+    x = constrain(constrain(self.embedding, 'vocab', None)[tokens].astype(c.dtype), 'rows', None, None)
     angles = self._angles(positions)
     window = None
     if c.sliding_layers:

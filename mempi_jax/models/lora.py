@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from mempi_jax.runtime import files
+from mempi_jax.runtime import files, hosts
 
 ALL_MATRICES = r'.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)'
 ADAPTER, ADAPTER_CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
@@ -211,6 +211,8 @@ def save_peft(folder: str | Path, lora: LoraConfig, adapter: Adapter, base: str)
   if 'tokens' in adapter:
     # A tied head follows the embedding.
     fields['trainable_token_indices'] = {_TOKEN_MODULES[name].split('.')[-1]: list(lora.tokens) for name in adapter['tokens']}
+  if not hosts.is_first():
+    return
   folder.mkdir(parents=True, exist_ok=True)
   temporary = folder / f'.{ADAPTER}.tmp'
   save_file(tensors, temporary, metadata={'format': 'pt'})

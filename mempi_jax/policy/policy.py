@@ -24,7 +24,7 @@ from mempi_jax.policy.pretrained import load_pretrained
 from mempi_jax.policy.score import decision_logit
 from mempi_jax.policy.template import policy_prompt
 from mempi_jax.policy.tokenizer import Tokenizer
-from mempi_jax.runtime import files
+from mempi_jax.runtime import files, hosts
 from mempi_jax.runtime.rng import host_seed
 from mempi_jax.types import Context, Decision, Guidance, Task
 
@@ -138,16 +138,25 @@ class GuidancePolicy:
     """Content after a forced `[GENERATE]`: `branches` samples a context, branch k drawn with a mix of the context's seed and k.
 
     The prompt is computed once and fanned out to its branches. Guidance.logps are those under this policy at temperature 1, of the
-    content and of the end-of-sequence, whichever way the content ended.
+    content and of the end-of-sequence, whichever way the content ended. Several hosts share the contexts.
     """
-    return self._write(contexts, seeds, self.p_generate(contexts), branches=branches, temperature=temperature)
+    check_seeds(contexts, seeds)
+
+    def write(part: Sequence[tuple[Context, int]]) -> list[list[Guidance]]:
+      mine = [context for context, _ in part]
+      return self._write(mine, [seed for _, seed in part], self.p_generate(mine), branches=branches, temperature=temperature)
+
+    return hosts.spread(write, list(zip(contexts, seeds, strict=True)))
 
   def answer(self, contexts: Sequence[Context], *, threshold: float, temperature: float = 0.0, seed: int = 0) -> list[Guidance]:
     """The policy's own guidance: it generates where P(GENERATE | x) >= threshold, and abstains elsewhere.
 
     A threshold of 0 always generates, one above 1 never does. Where it samples, the same seed and task give the same content,
-    whatever else is asked.
+    whatever else is asked. Several hosts share the contexts.
     """
+    return hosts.spread(lambda part: self._answer(part, threshold, temperature, seed), contexts)
+
+  def _answer(self, contexts: Sequence[Context], threshold: float, temperature: float, seed: int) -> list[Guidance]:
     p_generate = self.p_generate(contexts)
     speaking = [i for i, p in enumerate(p_generate) if p >= threshold]
     asked = [contexts[i] for i in speaking]
@@ -159,8 +168,6 @@ class GuidancePolicy:
   def _write(
     self, contexts: Sequence[Context], seeds: Sequence[int], p_generate: np.ndarray, *, branches: int, temperature: float
   ) -> list[list[Guidance]]:
-    if len(contexts) != len(seeds):
-      raise ValueError(f'{len(contexts)} contexts and {len(seeds)} seeds: expected one seed a context')
     requests = [
       Request(
         self.prompt(context),
@@ -220,6 +227,12 @@ class GuidancePolicy:
       digest.update(np.asarray(leaf).tobytes())
     digest.update(repr((self.config, self.tokenizer.fingerprint(), self.max_prompt, self.max_content, self.template)).encode())
     return digest.hexdigest()[:16]
+
+
+def check_seeds(contexts: Sequence[Context], seeds: Sequence[int]) -> None:
+  """Raises ValueError unless there is one seed a context."""
+  if len(contexts) != len(seeds):
+    raise ValueError(f'{len(contexts)} contexts and {len(seeds)} seeds: expected one seed a context')
 
 
 def load_policy(

@@ -54,9 +54,10 @@ def score_rows(
   """Arrays as in `types.TrainBatch`. Returns the decision logit l = logit[GENERATE] − logit[ABSTAIN] f32[B] and logps f32[B, C]."""
   model = Decoder(config)
   hidden = model.apply({'params': params}, tokens, positions, branch_mask(branch))
-  rows = jnp.arange(tokens.shape[0])
-  decision = decision_logit(params, hidden[rows, decision_index], generate_id, abstain_id)
-  return decision, token_logps(config, params, hidden[rows[:, None], score_index], targets)
+  # Row by row, so that on a mesh each device takes from its own rows.
+  take = lambda index: jnp.take_along_axis(hidden, index[..., None], axis=1)
+  decision = decision_logit(params, take(decision_index[:, None])[:, 0], generate_id, abstain_id)
+  return decision, token_logps(config, params, take(score_index), targets)
 
 
 def token_logps(config: DecoderConfig, params: Any, hidden: jax.Array, targets: jax.Array, max_logits: int = MAX_LOGITS) -> jax.Array:

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mempi_jax.rollout.pool import Abortable, NoEnvFree
+from mempi_jax.runtime import preemption
 from mempi_jax.types import Agent, AgentFault, Context, Decision, Env, Episode, Guidance, Status, Step, Task
 
 _logger = logging.getLogger(__name__)
 
-_PATIENCE = 1.0  # seconds for what environments are at when nobody wants it any more
+_PATIENCE = 1.0  # seconds: for what environments are at when nobody wants it any more; between looks at whether anybody does
 
 
 @dataclasses.dataclass
@@ -76,7 +77,8 @@ def stream_episodes(
 
   A simulator's exception, at reset or at a step, is logged and leaves the other episodes alone. The episode is played again from its start, in
   another environment, the agent anew as well; after `retries` of that it ends with status ENV_ERROR. An agent's fault ends its episode so at once.
-  An episode whose reset failed has a context without goal and observation. What `make_env` or the agent raises is passed on.
+  An episode whose reset failed has a context without goal and observation. What `make_env` or the agent raises is passed on. A run that is
+  asked to end (runtime/preemption.py) ends here, and its episodes that are under way are lost: they are played again.
 
   Args:
     make_env: makes one environment; it is reused for later tasks. Where it raises `pool.NoEnvFree` the next task begins when one is free.
@@ -162,8 +164,9 @@ def stream_episodes(
         i = begin.popleft()
         running[i] = _Running(env, Context(tasks[i], '', ''))
         pending[executor.submit(running[i].env.reset, tasks[i])] = i
+      preemption.check()
       # With nothing to generate, wait for an environment; else take what is there.
-      wait = concurrent.futures.wait(pending, timeout=0 if owed else None, return_when=concurrent.futures.FIRST_COMPLETED)
+      wait = concurrent.futures.wait(pending, timeout=0 if owed else _PATIENCE, return_when=concurrent.futures.FIRST_COMPLETED)
       for future in [future for future in pending if future in wait.done]:  # in the order in which they were asked
         i = pending.pop(future)
         status = take(i, future)

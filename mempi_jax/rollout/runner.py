@@ -1,7 +1,8 @@
 """Runs any number of episodes, a fixed number side by side, and runs each distinct one once.
 
 An episode is a function of its task, its seed and its guidance's text: the agent samples with the task's seed and sees nothing else. So
-branches that say the same share one run, and a run may be remembered.
+branches that say the same share one run, and a run may be remembered. On several hosts each plays a share, and all get all episodes; all
+episodes of a task, and so of a group, are played by one host.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from mempi_jax.rollout.episode import read_contexts, stream_episodes
+from mempi_jax.runtime import hosts
 from mempi_jax.types import Agent, Context, Decision, Env, Episode, Guidance, Status, Task
 
 Key = tuple[str, int, str, int]
+
+BATCHES = 4  # that a host plays between exchanges with the others
 
 
 class Runner:
@@ -49,7 +53,8 @@ class Runner:
 
   def contexts(self, tasks: Sequence[Task]) -> list[Context]:
     """The first contexts of tasks, see `read_contexts`."""
-    return read_contexts(self.make_env, tasks, workers=self.workers, retries=self.retries)
+    read = lambda part: read_contexts(self.make_env, part, workers=self.workers, retries=self.retries)
+    return hosts.spread(read, tasks)
 
   def run(self, tasks: Sequence[Task], guidances: Sequence[Guidance]) -> list[Episode]:
     """One episode for each task with its guidance, in order; repeated (task, seed, text, extra steps) are played once."""
@@ -70,9 +75,7 @@ class Runner:
     todo = list(first.values())
     chosen, spoken = [tasks[i] for i in todo], [guidances[i] for i in todo]
     caps = [self.max_steps(task) + guidance.extra_steps for task, guidance in zip(chosen, spoken, strict=True)]
-    episodes = stream_episodes(
-      self.make_env, self.agent, chosen, spoken, caps, side_by_side=self.batch_size, workers=self.workers, retries=self.retries
-    )
+    episodes = self._play(chosen, spoken, caps)
     with contextlib.closing(episodes):
       for key, guidance in zip(keys, guidances, strict=True):
         while key not in played:
@@ -83,6 +86,25 @@ class Runner:
           if self._memory is not None and episode.status is not Status.ENV_ERROR:
             self._memory[keys[todo[number]]] = episode
         yield dataclasses.replace(played[key], guidance=guidance)
+
+
+  def _play(self, tasks: Sequence[Task], guidances: Sequence[Guidance], caps: Sequence[int]) -> Iterator[tuple[int, Episode]]:
+    """`stream_episodes`, shared out where there are several hosts: some batches' worth at a time."""
+
+    def play(part: Sequence[tuple[Task, Guidance, int]]) -> Iterator[tuple[int, Episode]]:
+      return stream_episodes(
+        self.make_env, self.agent, *(list(column) for column in zip(*part, strict=True)),
+        side_by_side=self.batch_size, workers=self.workers, retries=self.retries,
+      )  # fmt: skip
+
+    work, task_of = list(zip(tasks, guidances, caps, strict=True)), lambda item: item[0].task_id
+    if hosts.count() == 1 or not work:
+      yield from play(work) if work else ()
+      return
+    in_order = lambda part: [episode for _, episode in sorted(play(part), key=lambda pair: pair[0])]
+    for start, end in hosts.stretches(work, -(-len(work) // (BATCHES * self.batch_size * hosts.count())), task_of):
+      if start < end:
+        yield from enumerate(hosts.spread(in_order, work[start:end], same=task_of), start)
 
 
 def spoken_text(guidance: Guidance) -> str:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mempi_jax.runtime import files
+from mempi_jax.runtime import files, hosts
 
 Message = dict[str, str]  # {'role': 'system' | 'user' | 'assistant', 'content': ...}
 
@@ -114,7 +114,8 @@ class AnswerFile:
     self.path.parent.mkdir(parents=True, exist_ok=True)
     self._lock = open(self.path, 'ab')
     try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      # Of several hosts that share the file the first one keeps what it was answered; the others read what there is.
+      fcntl.flock(self._lock, (fcntl.LOCK_EX | fcntl.LOCK_NB) if hosts.is_first() else fcntl.LOCK_UN)
     except BlockingIOError:
       self._lock.close()
       raise BlockingIOError(f'{self.path} is in use by another process: each needs a file of its own') from None

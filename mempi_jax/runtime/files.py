@@ -1,7 +1,8 @@
 """Files that survive a kill: atomic writes, append-only JSONL logs, DONE markers, hashes.
 
 A reader sees an old file or a new one, never half of one. A log that was cut in the middle of a line loses that line alone. A stage's
-folder is complete when it holds DONE.json, which is written last.
+folder is complete when it holds DONE.json, which is written last. Of several hosts (runtime/hosts.py) the first one writes: on the others the
+functions that write do nothing, and what says how far a run has come (`read_done`, `read_started`) is what the first one reads.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mempi_jax.runtime import hosts
+
 DONE = 'DONE.json'
 
 _logger = logging.getLogger(__name__)
@@ -25,6 +28,8 @@ _logger = logging.getLogger(__name__)
 
 def write_bytes(path: str | Path, data: bytes) -> None:
   """Writes a file so that a kill or a power cut leaves the old content or the new, never a part; parent folders are made."""
+  if not hosts.is_first():
+    return
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   # A rename is atomic only within one file system, hence the same folder.
@@ -96,6 +101,9 @@ class JsonlLog:
 
   def __init__(self, path: str | Path):
     self.path = Path(path)
+    self._file = None
+    if not hosts.is_first():
+      return
     self.path.parent.mkdir(parents=True, exist_ok=True)
     cut_half_line(self.path)
     # Unbuffered: one write call per record, so that a kill between two appends loses nothing.
@@ -104,13 +112,13 @@ class JsonlLog:
   def append(self, record: dict[str, Any]) -> None:
     """Appends one record. Raises ValueError (NaN or infinity) or TypeError (not JSON) with nothing written."""
     line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode('utf-8') + b'\n'
-    remaining = memoryview(line)
+    remaining = memoryview(line if self._file else b'')
     while remaining:
       remaining = remaining[self._file.write(remaining) :]
 
   def close(self) -> None:
     """Makes the log durable and closes it."""
-    if not self._file.closed:
+    if self._file and not self._file.closed:
       os.fsync(self._file.fileno())
       self._file.close()
 
@@ -124,7 +132,7 @@ class JsonlLog:
 def cut_half_line(path: str | Path) -> None:
   """Cuts off a last line that has no newline: what a kill in the middle of a write leaves. Warns if there was one."""
   path = Path(path)
-  if not path.exists():
+  if not path.exists() or not hosts.is_first():
     return
   with open(path, 'rb+') as file:
     size = file.seek(0, os.SEEK_END)
@@ -171,8 +179,12 @@ def read_started(path: str | Path, expected: Sequence[Any], key: Callable[[dict[
 
   Raises ValueError when the log holds other records than the first ones of `expected`: it belongs to another run.
   """
-  cut_half_line(path)
-  records = list(read_jsonl(path)) if Path(path).exists() else []
+
+  def read() -> list[dict[str, Any]]:
+    cut_half_line(path)
+    return list(read_jsonl(path)) if Path(path).exists() else []
+
+  records = hosts.broadcast(read)
   for number, record in enumerate(records):
     if number >= len(expected) or key(record) != expected[number]:
       wanted = expected[number] if number < len(expected) else 'its end'
@@ -190,6 +202,8 @@ def ensure_writable(workdir: str | Path) -> Path:
     OSError: names the folder and the reason.
   """
   workdir = Path(workdir)
+  if not hosts.is_first():
+    return workdir
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=workdir) as file:
@@ -201,14 +215,15 @@ def ensure_writable(workdir: str | Path) -> Path:
 
 
 def mark_done(folder: str | Path, summary: dict[str, Any]) -> None:
-  """Declares a stage's folder complete: writes DONE.json with `summary` (what a resumed run wants to know). Call it last."""
+  """Declares a stage's folder complete: writes DONE.json with `summary` (what a resumed run wants to know). Call it last, on all hosts."""
   write_json(Path(folder) / DONE, summary)
+  hosts.barrier()
 
 
 def read_done(folder: str | Path) -> dict[str, Any] | None:
   """The summary of a complete folder, or None if the folder is missing or unfinished."""
   path = Path(folder) / DONE
-  return read_json(path) if path.exists() else None
+  return hosts.broadcast(lambda: read_json(path) if path.exists() else None)
 
 
 # Hashes.

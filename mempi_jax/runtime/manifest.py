@@ -6,6 +6,7 @@ A published ALFWorld checkpoint moved from 102/274 to 260/274 by one line of pro
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mempi_jax.config import to_json
-from mempi_jax.runtime.files import hash_bytes
+from mempi_jax.runtime.files import hash_json
 
 PACKAGES = ('mempi_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'tokenizers', 'bm25s', 'alfworld')
+
+# Settings of a config that say where and how it is computed, not what: a run may go on with others, on another machine.
+MACHINE = ('mesh', 'hosts', 'checkpoint', 'tracker', 'profile', 'pool', 'compile_ahead')
 
 
 class ManifestError(ValueError):
@@ -36,7 +40,7 @@ def make_manifest(
   """The manifest of a run, JSON-able and deterministic (no time, no host name, no path).
 
   Args:
-    config: the resolved config; its hash goes in.
+    config: the resolved config; the hash of what it computes goes in, without MACHINE.
     prompt_template_hash: sha256 of everything that turns a context and guidance into a prompt.
     agent_hash: sha256 of the frozen agent's checkpoint and tokenizer.
     history_length: turns of history that a prompt can hold.
@@ -46,7 +50,7 @@ def make_manifest(
     sampler: how agent and policy decode (temperature, top k, greedy, threshold on P(GENERATE), ...).
   """
   return {
-    'config_hash': hash_bytes(to_json(config).encode('utf-8')),
+    'config_hash': hash_json({name: value for name, value in json.loads(to_json(config)).items() if name not in MACHINE}),
     'prompt_template_hash': prompt_template_hash,
     'agent_hash': agent_hash,
     'history_length': history_length,

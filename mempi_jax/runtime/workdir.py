@@ -2,75 +2,128 @@
 
     WORKDIR/config.json, manifest.json, agent/, bank/, stage1/, stage2/, eval/, results.json, report/
 
-A second run in the same folder goes on with it; one with another config is refused, and told where the two differ.
+A second run in the same folder goes on with it; one with another config is refused, and told where the two differ, unless it allows that by
+name. Settings of MACHINE say how a run is computed, not what: they may differ freely, so that a run can move to another machine.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import json
 import os
+import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from mempi_jax.config import ConfigError, to_json
-from mempi_jax.runtime import files
+from mempi_jax.config import ConfigError, near, to_json
+from mempi_jax.runtime import files, hosts, preemption
+from mempi_jax.runtime.manifest import MACHINE, PACKAGES, package_version
 
-CONFIG, MANIFEST, AGENT, WALL_TIME = 'config.json', 'manifest.json', 'agent', 'wall_time.json'
+CONFIG, MANIFEST, AGENT, WALL_TIME, CHANGES = 'config.json', 'manifest.json', 'agent', 'wall_time.json', 'changes.jsonl'
 COMPILED, CACHE_VARIABLE = 'compiled', 'JAX_COMPILATION_CACHE_DIR'
 
 
-def open_workdir(workdir: str | Path, config: ConfigDict, agent_folder: Path | None) -> Path:
+def join_hosts(parsed: argparse.Namespace, config: FrozenConfigDict) -> None:
+  """Makes this process one of several hosts, where the command line says so; before JAX is used.
+
+  Raises HostsError where they do not find each other, or run different configs or versions.
+  """
+  hosts.connect(parsed.hosts, parsed.host, parsed.coordinator, dead_after=config.hosts.dead_after, timeout=config.hosts.timeout)
+  hosts.check_alike('configs', json.loads(to_json(config)), differing_fields)
+  versions = {name: package_version(name) for name in PACKAGES} | {'python': platform.python_version()}
+  hosts.check_alike('versions', versions, differing_fields)
+
+
+def open_workdir(workdir: str | Path, config: ConfigDict, agent_folder: Path | None, allow: Collection[str] = ()) -> Path:
   """Makes the folder ready for a run of `config`, and puts a copy of the agent in it, where it is a folder; turns on the compilation cache.
 
+  Args:
+    workdir: on several hosts all see the same one.
+    config: resolved.
+    agent_folder: of the frozen agent; None: it has none.
+    allow: fields in which the run may differ from the one that the folder holds; what changed is added to changes.jsonl.
+
   Raises:
-    OSError: the folder cannot be written. ConfigError: it belongs to a run of another config; FileNotFoundError: no agent there.
+    OSError: the folder cannot be written. ConfigError: it belongs to a run of another config, or not all hosts see it; FileNotFoundError: no
+      agent there.
   """
   workdir = files.ensure_writable(workdir)
-  text = to_json(config)
-  path = workdir / CONFIG
-  if path.exists():
-    found = differing_fields(json.loads(path.read_text(encoding='utf-8')), json.loads(text))
-    if found:
-      raise ConfigError(f'{workdir} belongs to a run of another config: {"; ".join(found)}. Use another --workdir')
-  else:
-    if agent_folder is not None:
-      _copy_agent(agent_folder, workdir / AGENT)
-    files.write_text(path, text)
+  hosts.broadcast(lambda: _claim(workdir, to_json(config), agent_folder, allow))
+  if not all(hosts.gather((workdir / CONFIG).exists())):
+    raise ConfigError(f'not every host sees the working folder {workdir.resolve()}: it must be on a file system that they share')
+  hosts.open_log(workdir)
   _cache_compilations(workdir / COMPILED)
   return workdir
 
 
-def differing_fields(found: dict[str, Any], expected: dict[str, Any], prefix: str = '') -> list[str]:
+def _claim(workdir: Path, text: str, agent_folder: Path | None, allow: Collection[str]) -> None:
+  path = workdir / CONFIG
+  if not path.exists():
+    if agent_folder is not None:
+      _copy_agent(agent_folder, workdir / AGENT)
+    files.write_text(path, text)
+    return
+  found = changed_fields(json.loads(path.read_text(encoding='utf-8')), json.loads(text))
+  refused = [(name, there, here) for name, there, here in found if name.partition('.')[0] not in MACHINE and name not in allow]
+  if refused:
+    shown = '; '.join(f'{name} is {there!r} there, {here!r} here' for name, there, here in refused)
+    raise ConfigError(
+      f'{workdir} belongs to a run of another config: {shown}. Use another --workdir, or allow it: --allow={",".join(name for name, *_ in refused)}'
+    )
+  unknown = [name for name in allow if name not in flatten_json(json.loads(text))]
+  if unknown:
+    raise ConfigError(f'--allow names {unknown[0]}, which is no field{near(unknown[0], flatten_json(json.loads(text)))}')
+  if found:
+    with files.JsonlLog(workdir / CHANGES) as log:
+      for name, there, here in found:
+        print(f'{name} was {there!r}, is {here!r} from now on')
+        log.append({'field': name, 'was': there, 'is': here})
+    files.write_text(path, text)
+
+
+def flatten_json(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Dotted name -> value of every leaf of nested dicts."""
+  flat = {}
+  for name, value in tree.items():
+    flat |= flatten_json(value, f'{prefix}{name}.') if isinstance(value, dict) else {f'{prefix}{name}': value}
+  return flat
+
+
+def differing_fields(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
   """What differs between two configs read from JSON, one text a field: 'name is x there, y here'."""
-  lines = []
-  for name in sorted(found.keys() | expected.keys()):
-    a, b = found.get(name, 'absent'), expected.get(name, 'absent')
-    if isinstance(a, dict) and isinstance(b, dict):
-      lines += differing_fields(a, b, f'{prefix}{name}.')
-    elif a != b:
-      lines.append(f'{prefix}{name} is {a!r} there, {b!r} here')
-  return lines
+  return [f'{name} is {there!r} there, {here!r} here' for name, there, here in changed_fields(found, expected)]
 
 
-def write_manifest(workdir: Path, manifest: dict[str, Any]) -> None:
-  """Writes the manifest, or checks it against the one that is there.
+def changed_fields(found: dict[str, Any], expected: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+  """What differs between two configs read from JSON: (name, value there, value here), 'absent' where a side has no such field."""
+  there, here = flatten_json(found), flatten_json(expected)
+  pairs = [(name, there.get(name, 'absent'), here.get(name, 'absent')) for name in sorted(there.keys() | here.keys())]
+  return [(name, a, b) for name, a, b in pairs if a != b]
+
+
+def write_manifest(workdir: Path, manifest: dict[str, Any], allow: Collection[str] = ()) -> None:
+  """Writes the manifest, or checks it against the one that is there; with fields that may differ (see `open_workdir`) its config's hash may too.
 
   Raises ValueError naming the differences: other versions or another agent than those the run began with.
   """
-  path = workdir / MANIFEST
-  if path.exists():
-    found = differing_fields(files.read_json(path), json.loads(json.dumps(manifest)))
-    if found:
-      raise ValueError(f'{workdir} was begun under other conditions: {"; ".join(found)}. Use another --workdir')
-  else:
+  hosts.broadcast(lambda: _check_manifest(workdir / MANIFEST, json.loads(json.dumps(manifest)), ('config_hash',) if allow else ()))
+
+
+def _check_manifest(path: Path, manifest: dict[str, Any], allow: Collection[str]) -> None:
+  found = changed_fields(files.read_json(path), manifest) if path.exists() else []
+  refused = [f'{name} is {there!r} there, {here!r} here' for name, there, here in found if name not in allow]
+  if refused:
+    raise ValueError(f'{path.parent} was begun under other conditions: {"; ".join(refused)}. Use another --workdir')
+  if found or not path.exists():
     files.write_json(path, manifest)
 
 
@@ -79,6 +132,8 @@ def timed(workdir: Path, name: str) -> Iterator[None]:
   """Adds the seconds spent inside to `name` in WORKDIR/wall_time.json; what a killed process spent is not counted."""
   started = time.perf_counter()
   yield
+  if not hosts.is_first():
+    return
   path = workdir / WALL_TIME
   times = files.read_json(path) if path.exists() else {}
   times[name] = round(times.get(name, 0.0) + time.perf_counter() - started, 2)
@@ -92,11 +147,22 @@ def report_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[s
   def wrapped(arguments: Sequence[str]) -> None:
     try:
       main(arguments)
+      hosts.disconnect()
+    except preemption.Preempted:
+      print('asked to end: everything up to here is saved, the same command goes on from here', file=sys.stderr)
+      hosts.disconnect()
+      raise
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
       if '--debug' in sys.argv:
         raise
       print(f'error: {error}', file=sys.stderr)
+      hosts.fail(str(error))
       raise SystemExit(2) from error
+    except Exception as error:
+      if hosts.count() > 1:
+        traceback.print_exc()
+        hosts.fail(f'{type(error).__name__}: {error}')
+      raise
 
   return wrapped
 

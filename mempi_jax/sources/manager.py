@@ -22,6 +22,7 @@ from mempi_jax.policy.score import make_scorer
 from mempi_jax.rollout.assemble import PackedRow, pack
 from mempi_jax.rollout.runner import Runner
 from mempi_jax.runtime.rng import host_seed
+from mempi_jax.runtime.stopwatch import Stopwatch
 from mempi_jax.types import Status, Task, TrainBatch
 
 
@@ -53,6 +54,7 @@ class ManagerSource:
     seed: int,
     subject: Callable[[str], str],
   ):
+    self.clock = Stopwatch()
     self.runner, self.policy, self.ref_params, self.subject = runner, policy, policy.params, subject
     self.entries, self.store, self.memory, self.config, self.seed = list(entries), store, memory, config, seed
     if config.groups > len(self.entries):
@@ -73,7 +75,8 @@ class ManagerSource:
     rng = np.random.default_rng(host_seed(self.seed, 'facts', step))
     chosen = np.sort(rng.permutation(len(self.entries))[: config.groups])
     seeds = [host_seed(self.seed, 'operation', step, int(i)) for i in chosen]
-    written = policy.contents([self.contexts[i] for i in chosen], seeds, branches=config.branches, temperature=config.temperature)
+    with self.clock('contents'):
+      written = policy.contents([self.contexts[i] for i in chosen], seeds, branches=config.branches, temperature=config.temperature)
     tasks, guidances, readable, changed = [], [], [], []
     for i, group in zip(chosen, written, strict=True):
       game = self.games[i][int(rng.integers(len(self.games[i])))]
@@ -85,7 +88,8 @@ class ManagerSource:
         guidances.append(self.memory.recall(edited, game))
         readable.append(bool(applied))
         changed.append(edited.facts != self.store.facts)
-    episodes = self.runner.run(tasks, guidances)
+    with self.clock('rollout'):
+      episodes = self.runner.run(tasks, guidances)
     shape = len(chosen), config.branches
     success = np.array([float(episode.success) for episode in episodes]).reshape(shape)
     failed = np.array([episode.status is Status.ENV_ERROR for episode in episodes]).reshape(shape).any(axis=1)
@@ -103,7 +107,8 @@ class ManagerSource:
     batch.valid[: len(rows)] = ~failed
     batch.content_mask[~batch.valid] = 0.0
     score = make_scorer(policy.config, policy.generate_id, policy.abstain_id)
-    batch.ref_logps[:] = np.asarray(score(self.ref_params, batch))
+    with self.clock('scores'):
+      batch.ref_logps[:] = np.asarray(score(self.ref_params, batch))
     metrics = {
       'rollout/success': float(success.mean()),
       'rollout/readable': float(np.mean(readable)),

@@ -27,6 +27,7 @@ from mempi_jax.rollout.effects import EffectEstimator
 from mempi_jax.rollout.group import run_groups
 from mempi_jax.rollout.runner import Runner
 from mempi_jax.runtime.rng import host_seed
+from mempi_jax.runtime.stopwatch import Stopwatch
 from mempi_jax.types import Context, Episode, Guidance, RolloutGroup, Status, Task, TrainBatch
 
 ABSTAINED = 'abstained.jsonl'
@@ -58,7 +59,7 @@ class RolloutSource:
     retrieve: Callable[[Sequence[Context]], list[Guidance]] | None = None,
     engine: Engine | None = None,
   ):
-    self.engine = engine
+    self.engine, self.clock = engine, Stopwatch()
     self.runner, self.tasks, self.config, self.seed, self.retrieve = runner, tasks, config, seed, retrieve
     self.policy, self.ref_params = policy, policy.params
     if config.groups > len(tasks):
@@ -93,17 +94,18 @@ class RolloutSource:
     # Agent seeds go round the cached ones, so that every group holds the abstain branch of its own seed [O].
     runs = [self.visits[i] % len(self.tasks[i]) for i in chosen]
     tasks = [self.tasks[i][run] for i, run in zip(chosen, runs, strict=True)]
-    old_logits = self.policy.decision_logits(contexts)
-    if self.retrieve is None:
-      content_seeds = [host_seed(self.seed, 'content', step, i) for i in chosen]
-      contents = self.policy.contents(contexts, content_seeds, branches=config.branches, temperature=config.temperature)
-    else:
-      contents = [[guidance] * config.branches for guidance in self.retrieve(contexts)]
     branch_seeds = [self._branch_seeds(task, step) for task in tasks]
     quiet = [self.abstained[i][run] for i, run in zip(chosen, runs, strict=True)]
     counters = self.engine.counters if self.engine else None
     before = (counters.prefilled, counters.prompt_tokens) if counters else (0, 0)
-    groups = run_groups(self.runner, tasks, contents, branch_seeds, quiet)
+    content_seeds = [host_seed(self.seed, 'content', step, i) for i in chosen]
+    with self.clock('rollout'):
+      old_logits = self.policy.decision_logits(contexts)
+      if self.retrieve is None:
+        contents = self.policy.contents(contexts, content_seeds, branches=config.branches, temperature=config.temperature)
+      else:
+        contents = [[guidance] * config.branches for guidance in self.retrieve(contexts)]
+      groups = run_groups(self.runner, tasks, contents, branch_seeds, quiet)
     for i in chosen:
       self.visits[i] += 1
     valid = [self.playable[i] and not any(e.status is Status.ENV_ERROR for e in group.episodes) for i, group in zip(chosen, groups, strict=True)]
@@ -141,9 +143,10 @@ class RolloutSource:
     rows = [self._row(i, group, *parts) for i, group, *parts in zip(chosen, groups, content_adv, effects, old_logits, strict=True)]
     batch = self._pack(rows, valid)
     score = make_scorer(self.policy.config, self.policy.generate_id, self.policy.abstain_id)
-    batch.ref_logps[:] = np.asarray(score(self.ref_params, batch))
-    # The sampler's log-probs beside those that training computes from the same parameters.
-    gap = np.abs(np.asarray(score(self.policy.params, batch)) - batch.old_logps)
+    with self.clock('scores'):
+      batch.ref_logps[:] = np.asarray(score(self.ref_params, batch))
+      # The sampler's log-probs beside those that training computes from the same parameters.
+      gap = np.abs(np.asarray(score(self.policy.params, batch)) - batch.old_logps)
     sampled = (batch.content_mask > 0) & (self.retrieve is None)
     logp_gap = float(np.max(gap, where=sampled, initial=0.0))
     rows = [dataclasses.replace(row, ref_logps=_unpack(values, row)) for row, values in zip(rows, batch.ref_logps, strict=True)]

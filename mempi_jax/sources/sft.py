@@ -12,6 +12,7 @@ from mempi_jax.policy.policy import GuidancePolicy
 from mempi_jax.policy.template import content_tokens
 from mempi_jax.rollout.assemble import PackedRow, pack
 from mempi_jax.runtime.rng import host_seed
+from mempi_jax.runtime.stopwatch import Stopwatch
 from mempi_jax.types import TrainBatch
 
 
@@ -33,7 +34,7 @@ class SftSource:
   def __init__(
     self, entries: Sequence[BankEntry], policy: GuidancePolicy, *, batch_size: int, abstain_share: float, validation: float, seed: int
   ):
-    self.policy, self.batch_size, self.seed = policy, batch_size, seed
+    self.policy, self.batch_size, self.seed, self.clock = policy, batch_size, seed, Stopwatch()
     rows = [self._row(entry, abstain_share) for entry in entries]
     held = round(validation * len(rows))
     self.rows, self.validation_rows = rows[: len(rows) - held], rows[len(rows) - held :]

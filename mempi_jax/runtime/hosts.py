@@ -1,0 +1,343 @@
+"""Several hosts: processes, one a machine, that run the same command on the same config and share one working folder.
+
+    python -m mempi_jax.train ... --hosts=2 --host=0 --coordinator=10.0.0.1:1234        # and --host=1 on the other machine
+    python -m mempi_jax.train ... --hosts=auto                                          # a TPU pod says by itself who is who
+
+All hosts do the same in the same order. What costs time is shared out: each plays its own episodes and holds its own part of the arrays
+(runtime/sharding.py). What decides how the run goes on is computed by one host and given to all, so that they never part ways:
+
+    spread(function, items)   each host does its share, every host gets all results, in order
+    gather(value)             every host gets every host's value
+    broadcast(function)       the first host does it, every host gets what came of it, an exception too
+    barrier()                 nobody goes on before all are here
+
+The first host alone writes (runtime/files.py). These exchanges go through the coordinator's key-value store, not through the devices, so
+they have time-outs, and may run while the devices compute. A thread gives a sign of life every second and looks for those of the others: where one
+is missing for `dead_after` seconds, or where a host says that it failed, this process ends with a message that names the host. So
+does a wait that takes longer than `timeout` seconds, and a step of the devices inside `watch`. On one host all of this is nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pickle
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mempi_jax.runtime import preemption
+
+FAILED = 75  # exit status where another host is the reason (EX_TEMPFAIL: starting all of them again goes on)
+BEAT = 1.0  # seconds between signs of life
+GRACE = 5.0  # seconds that a failing run's other hosts have to find the same error themselves
+
+T = TypeVar('T')
+R = TypeVar('R')
+
+
+class HostsError(ValueError):
+  """Hosts that cannot work together; the message says what differs, or who is missing."""
+
+
+@dataclasses.dataclass
+class _Link:
+  """This process among the hosts."""
+
+  client: Any  # of JAX's coordination service
+  index: int
+  count: int
+  dead_after: float
+  timeout: float
+  log: Any = None  # this host's own file
+  exchanges: int = 0  # all hosts count alike
+  doing: tuple[str, float] | None = None  # what the devices are at, and since when
+  dead: str = ''  # why this process is about to end
+  closed: bool = False
+
+
+_link: _Link | None = None  # None: there is one host
+
+
+def connect(hosts: str, host: int | None, coordinator: str | None, *, dead_after: float, timeout: float) -> None:
+  """Makes this process one of several hosts; call it before JAX is used. Nothing happens for hosts ''.
+
+  Args:
+    hosts: how many there are, or 'auto' where the cluster says it (TPU pods, GKE).
+    host: which one this is, from 0.
+    coordinator: ADDRESS:PORT of the first one.
+    dead_after, timeout: seconds, see the top of this file.
+
+  Raises HostsError: impossible numbers, or the others did not come within `timeout` seconds.
+  """
+  global _link
+  if not hosts:
+    if host is not None or coordinator is not None:
+      raise HostsError('--host and --coordinator say which of several hosts this is: --hosts is missing')
+    return
+  if _link is not None:
+    raise HostsError('this process is one of several hosts already')
+  arguments: dict[str, Any] = {}
+  if hosts != 'auto':
+    if not re.fullmatch(r'[1-9]\d*', hosts):
+      raise HostsError(f"--hosts={hosts}: expected a number of hosts, or 'auto'")
+    if host is None or coordinator is None or not 0 <= host < int(hosts):
+      raise HostsError(f'--hosts={hosts} needs --host from 0 to {int(hosts) - 1}, found {host}, and --coordinator=ADDRESS:PORT, found {coordinator}')
+    arguments = {'coordinator_address': coordinator, 'num_processes': int(hosts), 'process_id': host}
+  import jax
+
+  try:
+    # JAX's own heartbeat ends the process without a word of ours: it must be the slower one.
+    jax.distributed.initialize(
+      **arguments, initialization_timeout=int(min(timeout, 600)), heartbeat_timeout_seconds=int(10 * dead_after + 60), shutdown_timeout_seconds=30
+    )
+  except (RuntimeError, ValueError) as error:
+    raise HostsError(f'the hosts did not find each other (--hosts={hosts}, --host={host}, --coordinator={coordinator}): {error}') from None
+  from jax._src import distributed  # the client has no public name
+
+  if jax.process_count() > 1:
+    _link = _Link(distributed.global_state.client, jax.process_index(), jax.process_count(), dead_after, timeout)
+    threading.Thread(target=_beat, args=(_link,), name='hosts', daemon=True).start()
+
+
+def disconnect() -> None:
+  """The end of a run: waits for the others, then this process is alone again."""
+  global _link
+  if _link is not None:
+    barrier()
+    _link.closed = True
+    if _link.log:
+      _link.log.close()
+    _link = None
+
+
+def count() -> int:
+  """How many hosts there are."""
+  return _link.count if _link else 1
+
+
+def index() -> int:
+  """Which one this is, from 0."""
+  return _link.index if _link else 0
+
+
+def is_first() -> bool:
+  """Whether this is the one that writes."""
+  return index() == 0
+
+
+def name(number: int | None = None) -> str:
+  """'host 1 of 2', for people."""
+  return f'host {index() if number is None else number} of {count()}'
+
+
+# Exchanges.
+
+
+def gather(value: T) -> list[T]:
+  """Every host's value (anything that can be pickled), in the order of the hosts, on every host."""
+  if _link is None:
+    return [value]
+  link = _link
+  link.exchanges += 1
+  number = link.exchanges
+  link.client.key_value_set_bytes(f'mempi/gather/{number}/{link.index}', pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+  values = []
+  for other in range(link.count):
+    values.append(value if other == link.index else pickle.loads(_wait_for(link, number, other)))
+  if number > 1:  # who is here has read what came before
+    link.client.key_value_delete(f'mempi/gather/{number - 1}/{link.index}')
+  return values
+
+
+def broadcast(function: Callable[[], T]) -> T:
+  """The first host calls the function; every host gets its value, or raises what it raised there (ValueError and OSError)."""
+  if _link is None:
+    return function()
+  found: tuple[bool, Any] = (True, None)
+  if is_first():
+    try:
+      found = True, function()
+    except (ValueError, OSError) as error:
+      found = False, error
+  fine, value = gather(found)[0]
+  if not fine:
+    raise value
+  return value
+
+
+def barrier() -> None:
+  """Waits until all hosts are here."""
+  gather(None)
+
+
+def spread(function: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], *, same: Callable[[T], Any] | None = None) -> list[R]:
+  """`function` of all items, each host doing a stretch of them: gives one result an item, which does not depend on the other items.
+
+  `same`: neighbours for which it gives the same are done by one host.
+  """
+  if _link is None:
+    return list(function(items))
+  stretch = items[slice(*stretches(items, count(), same)[index()])]
+  try:
+    done = list(function(stretch)) if len(stretch) else []
+  except preemption.Preempted:
+    done = None
+  parts = gather(done)
+  if any(part is None for part in parts):  # all end at the same place
+    raise preemption.Preempted
+  return [result for part in parts for result in part]
+
+
+def stretches(items: Sequence[T], parts: int, same: Callable[[T], Any] | None = None) -> list[tuple[int, int]]:
+  """Where each of `parts` stretches of the items begins and ends: about equally long, and never cut between neighbours that are the `same`."""
+  cuts = [0]
+  for part in range(1, parts):
+    cut = max(cuts[-1], part * len(items) // parts)
+    while same is not None and 0 < cut < len(items) and same(items[cut - 1]) == same(items[cut]):
+      cut += 1
+    cuts.append(cut)
+  return list(zip(cuts, [*cuts[1:], len(items)], strict=True))
+
+
+def check_alike(what: str, value: T, differences: Callable[[T, T], list[str]]) -> None:
+  """Raises HostsError, on all hosts, where one of them has another `value` than the first; `differences` (the first's, its own) says which."""
+  first = gather(value)[0]
+  for other, found in enumerate(gather(differences(first, value))):
+    if found:
+      raise HostsError(f'host 0 and host {other} have different {what}: {"; ".join(found)}')
+
+
+def _wait_for(link: _Link, number: int, other: int) -> bytes:
+  started = time.monotonic()
+  while True:
+    try:
+      return link.client.blocking_key_value_get_bytes(f'mempi/gather/{number}/{other}', int(1000 * BEAT))
+    except Exception as error:  # noqa: BLE001  a time-out, or the coordinator is gone; the thread finds out which
+      if 'DEADLINE_EXCEEDED' not in str(error):
+        time.sleep(BEAT)
+    if time.monotonic() - started > link.timeout:
+      _end(link, f'host {other} did not come to exchange {number} within {link.timeout:g} s, though it is alive')
+
+
+# The watchdog.
+
+
+@contextlib.contextmanager
+def watch(what: str) -> Iterator[None]:
+  """Inside, this process waits for devices that wait for those of other hosts: a time-out, and an error of theirs, ends the process."""
+  if _link is None:
+    yield
+    return
+  link = _link
+  link.doing = (what, time.monotonic())
+  try:
+    yield
+  except Exception as error:
+    # A connection that broke is the first sign of a host that died: the thread will say which.
+    if not re.search(r'gloo|nccl|collective|connection|unavailable|aborted|peer', str(error), re.IGNORECASE):
+      raise
+    time.sleep(link.dead_after + 2 * BEAT)
+    _end(link, f'{what} failed, though all hosts are alive: {error}')
+  finally:
+    link.doing = None
+
+
+def fail(message: str) -> None:
+  """Tells the other hosts that this one ends with an error, and ends it: nobody waits for who will not come."""
+  if _link is None:
+    return
+  link = _link
+  with contextlib.suppress(Exception):
+    link.client.key_value_set(f'mempi/failed/{link.index}', message[:2000], allow_overwrite=True)
+  if link.log:
+    print(f'error: {message}', file=link.log, flush=True)
+  time.sleep(GRACE)  # the coordinator lives in the first host: the others must hear of it
+  os._exit(2)
+
+
+def _beat(link: _Link) -> None:
+  """Gives signs of life and looks for those of the others, until the process ends."""
+  seen = {other: ('', time.monotonic()) for other in range(link.count) if other != link.index}
+  number, unheard = 0, 0.0
+  while not link.closed:
+    number += 1
+    now = time.monotonic()
+    try:
+      link.client.key_value_set(f'mempi/alive/{link.index}', str(number), allow_overwrite=True)
+      alive = dict(link.client.key_value_dir_get('mempi/alive/'))
+      if preemption.requested():
+        link.client.key_value_set(f'mempi/stop/{link.index}', 'asked', allow_overwrite=True)
+      elif link.client.key_value_dir_get('mempi/stop/'):
+        preemption.request()
+      failed = dict(link.client.key_value_dir_get('mempi/failed/'))
+      unheard = 0.0
+    except Exception:  # noqa: BLE001  whatever a client raises whose service is gone
+      unheard += BEAT
+      if unheard >= link.dead_after and not link.closed:
+        _end(link, f'host 0, the coordinator, has not answered for {link.dead_after:g} s')
+      time.sleep(BEAT)
+      continue
+    for path, message in failed.items():
+      other = int(path.rpartition('/')[2])
+      if other != link.index and not link.closed:
+        time.sleep(GRACE)
+        _end(link, f'host {other} failed: {message}')
+    for other, (last, since) in seen.items():
+      beat = alive.get(f'mempi/alive/{other}', '')
+      if beat != last:
+        seen[other] = (beat, now)
+      elif now - since > link.dead_after and not link.closed:
+        _end(link, f'host {other} has given no sign of life for {link.dead_after:g} s')
+    if link.doing and now - link.doing[1] > link.timeout:
+      _end(link, f'{link.doing[0]} has taken longer than {link.timeout:g} s: a host is stuck, or hosts.timeout is too short')
+    time.sleep(BEAT)
+
+
+def _end(link: _Link, reason: str) -> None:
+  """Ends the process: what waits for devices in C++ cannot be made to raise."""
+  doing = f' (this was host {link.index}, in {link.doing[0]})' if link.doing else f' (this was host {link.index})'
+  message = f'error: {reason}{doing}. What was saved is whole: start all hosts again, and the run goes on'
+  for stream in (sys.stderr, link.log):
+    if stream:
+      print(message, file=stream, flush=True)
+  os._exit(FAILED)
+
+
+# What a host says.
+
+
+def open_log(workdir: Path) -> None:
+  """From now on what this host prints goes to WORKDIR/hosts/I.log; the first host prints as well where it always does."""
+  if _link is None or _link.log:
+    return
+  folder = workdir / 'hosts'
+  folder.mkdir(parents=True, exist_ok=True)
+  _link.log = open(folder / f'{_link.index}.log', 'a', encoding='utf-8', buffering=1)
+  print(f'--- {name()}, {socket.gethostname()}, process {os.getpid()}, {time.strftime("%Y-%m-%d %H:%M:%S")}', file=_link.log)
+  sys.stdout = _Both(sys.stdout, _link.log) if is_first() else _link.log
+  sys.stderr = _Both(sys.stderr, _link.log) if is_first() else _Both(sys.stderr, _link.log, quiet=True)
+
+
+class _Both:
+  """A stream and a log: what is printed goes to both, or, where it is `quiet`, errors alone go to the stream."""
+
+  def __init__(self, stream: Any, log: Any, quiet: bool = False):
+    self.stream, self.log, self.quiet = stream, log, quiet
+
+  def write(self, text: str) -> int:
+    """Progress bars, which begin with a carriage return, do not go to the log."""
+    if not text.startswith('\r') and not self.log.closed:
+      self.log.write(text)
+    if not self.quiet or text.startswith(('error', 'Traceback')):
+      self.stream.write(text)
+    return len(text)
+
+  def __getattr__(self, attribute: str) -> Any:
+    return getattr(self.stream, attribute)

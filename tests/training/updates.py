@@ -1,0 +1,105 @@
+"""Three updates of a small policy, of SFT or of RL, on any mesh: what the tests of meshes and of several hosts compare."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mempi_jax.losses.sft import sft_loss
+from mempi_jax.models.decoder import DecoderConfig, init_params, stack_layers
+from mempi_jax.models.lora import LoraConfig, apply_lora, init_lora
+from mempi_jax.policy.score import score_rows
+from mempi_jax.runtime.optim import make_optimizer, optimizer_fields
+from mempi_jax.runtime.sharding import Layout, make_layout
+from mempi_jax.train import stage2_loss
+from mempi_jax.training.update import Update
+from mempi_jax.types import TrainBatch
+from tests.small_run import CONFIG
+
+from mempi_jax.config import load_config  # isort: skip
+
+MODEL = DecoderConfig(vocab_size=96, embed_dim=32, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=8, mlp_dim=64, qkv_bias=True)
+ROWS, BRANCHES, PROMPT, CONTENT = 16, 3, 10, 5
+
+
+def layout(data: int, fsdp: int, tensor: int, devices: Any = None) -> Layout:
+  """A layout with the rules of configs/alfworld.py."""
+  mesh = ConfigDict(load_config(CONFIG).mesh)
+  mesh.data, mesh.fsdp, mesh.tensor = data, fsdp, tensor
+  return make_layout(mesh, devices)
+
+
+def batch(seed: int) -> TrainBatch:
+  """Groups of three branches of different lengths; two rows do not count, a quarter is silent in SFT's target."""
+  rng = np.random.default_rng(seed)
+  width, total = CONTENT + 1, PROMPT + BRANCHES * (CONTENT + 2)
+  branch = np.full((ROWS, total), -1, np.int32)
+  positions, score_index = np.zeros((ROWS, total), np.int32), np.zeros((ROWS, BRANCHES * width), np.int32)
+  mask = np.zeros((ROWS, BRANCHES * width), np.float32)
+  decision_target = (np.arange(ROWS) % 4 > 0).astype(np.float32)
+  valid = np.arange(ROWS) % 8 != 5
+  for row in range(ROWS):
+    prompt = int(rng.integers(4, PROMPT + 1))
+    branch[row, :prompt], positions[row, :prompt] = 0, np.arange(prompt)
+    start = PROMPT
+    for k in range(BRANCHES):
+      length = int(rng.integers(1, CONTENT + 1))
+      branch[row, start : start + length + 1] = k + 1
+      positions[row, start : start + length + 1] = prompt + np.arange(length + 1)
+      score_index[row, k * width : k * width + length + 1] = start + np.arange(length + 1)
+      mask[row, k * width : k * width + length + 1] = 1.0
+      start += CONTENT + 2
+  mask *= (valid & (decision_target > 0))[:, None]
+  normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  return TrainBatch(
+    tokens=rng.integers(0, MODEL.vocab_size, (ROWS, total)).astype(np.int32), branch=branch, positions=positions,
+    decision_index=np.full(ROWS, 3, np.int32), score_index=score_index,
+    targets=rng.integers(0, MODEL.vocab_size, mask.shape).astype(np.int32), content_mask=mask,
+    content_adv=normal(*mask.shape), old_logps=-4.5 + 0.1 * normal(*mask.shape), ref_logps=-4.5 + 0.1 * normal(*mask.shape),
+    decision_target=decision_target, decision_adv=normal(ROWS), ref_logit=normal(ROWS), old_logit=normal(ROWS), valid=valid,
+  )  # fmt: skip
+
+
+def make_update(
+  where: Layout, stage: str, *, micro_batches: int = 1, scan: bool = False, lora: bool = False, optimizer: str = 'adam', dtype: str = 'float32'
+) -> tuple[Update, dict[str, Any], Any]:
+  """An update, its first state, and what is frozen."""
+  import dataclasses
+
+  config = dataclasses.replace(MODEL, scan_layers=scan, remat='full' if scan else 'none', dtype=dtype)
+  params = jax.tree.map(lambda leaf: leaf * 4.0 if leaf.ndim == 2 else leaf, init_params(MODEL, jax.random.key(0)))
+  adapter = LoraConfig(4, 8.0, tokens=(5, 7))
+  fields = optimizer_fields()
+  fields.name, fields.learning_rate, fields.epsilon = optimizer, 1e-3, 1e-5
+  if stage == 'sft':
+    loss = lambda logit, logps, b, rows, tokens: sft_loss(logit, logps, b.content_mask, b.decision_target, b.valid, rows, tokens)
+  else:
+    loss = functools.partial(stage2_loss, load_config(CONFIG).stage2)
+
+  def compute(trained: Any, frozen: Any, arrays: Any, num_rows: Any, num_tokens: Any) -> Any:
+    b = TrainBatch(**arrays)
+    whole = apply_lora(config, adapter, frozen, trained) if lora else trained
+    logit, logps = score_rows(config, whole, 5, 7, b.tokens, b.branch, b.positions, b.decision_index, b.score_index, b.targets)
+    return loss(logit, logps, b, num_rows, num_tokens)
+
+  ready = stack_layers if scan else lambda tree: tree
+  trained, frozen = (init_lora(MODEL, adapter, params, jax.random.key(1)), params) if lora else (params, {})
+  update = Update(where, compute, make_optimizer(fields, 100), micro_batches=micro_batches)
+  return update, update.init(ready(trained)), update.place(ready(frozen) if lora else {})
+
+
+def three_updates(where: Layout, stage: str, **options: Any) -> tuple[list[dict[str, float]], Any]:
+  """The metrics of each, and the parameters after them, on the host."""
+  from jax.experimental import multihost_utils
+
+  update, state, frozen = make_update(where, stage, **options)
+  metrics = []
+  for step in range(3):
+    state, scalars = update(state, frozen, update.put(batch(step)))
+    metrics.append(update.read(scalars, f'step {step}'))
+  whole = lambda leaf: np.asarray(leaf) if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True)
+  return metrics, jax.tree.map(whole, state['params'])
