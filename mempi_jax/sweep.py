@@ -14,7 +14,6 @@ all are done.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import re
 import subprocess
 import sys
@@ -22,77 +21,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mempi_jax.config import VARIANT, ConfigError, load_config, load_sweep
+from mempi_jax.config import VARIANT, ConfigError, load_sweep
+from mempi_jax.runs import (
+  ELSEWHERE,
+  FAILED,
+  POOLED,
+  POOLED_FOLDER,
+  RESULTS,
+  RUNS,
+  STOPPED,
+  VARIANTS_FOLDER,
+  Plan,
+  Run,
+  folder_name,
+  is_finished,
+  make_plans,
+  run_all,
+  variant_of,
+  variants_of,
+)
 from mempi_jax.runtime.files import ensure_writable, read_json, write_text
 from mempi_jax.runtime.workdir import COMPILED, report_errors, share_compilations
-from mempi_jax.siblings import take_over
-
-RUNS, POOLED_FOLDER, VARIANTS_FOLDER = 'runs.csv', 'pooled', 'variants'
-POOLED = ('world.household', 'seed')  # fields that runs of one variant may differ in
-RESULTS = 'results.json'  # what a finished run has
-
-Run = Mapping[str, Any]  # overrides, and under 'variant' the name that sweep() gave
 
 _MOST_NAMED = 6  # runs in a printed line
 
 
-# Names.
-
-
-def variant_of(run: Run) -> str:
-  """The name that `sweep()` gave, or else the overrides but household and seed: 'corruption=0.1', 'base' where there are none."""
-  return run.get(VARIANT) or ','.join(_parts({name: value for name, value in run.items() if name not in POOLED})) or 'base'
-
-
-def folder_name(run: Run) -> str:
-  """'household=maple,seed=1', or 'no_gate,seed=1' for a named variant: every character that a path could misread is replaced."""
-  parts = [run[VARIANT], *_parts({name: run[name] for name in run if name in POOLED})] if VARIANT in run else _parts(run)
-  return re.sub(r'^\.|[^A-Za-z0-9=,._-]', '_', ','.join(parts)) or 'base'
-
-
-def variants_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
-  """Variant -> its runs, in the order in which the variants first come.
-
-  Raises:
-    ConfigError: runs of one variant differ in more than household and seed, or two runs would share a folder, or one take that of
-      the sweep's own files; names the variant and fields, or the folder.
-  """
-  variants: dict[str, list[Run]] = {}
-  taken = {RUNS, POOLED_FOLDER, VARIANTS_FOLDER, COMPILED}
-  for run in runs:
-    own = variants.setdefault(variant_of(run), [])
-    own.append(run)
-    differ = [name for name in dict.fromkeys((*own[0], *run)) if name not in POOLED and own[0].get(name, ...) != run.get(name, ...)]
-    if differ:
-      raise ConfigError(f'runs of the variant {variant_of(run)!r} differ in {", ".join(differ)}: only household and seed may')
-    if folder_name(run) in taken:
-      raise ConfigError(f'the folder {folder_name(run)} of a run of the variant {variant_of(run)!r} is taken: its name must be another')
-    taken.add(folder_name(run))
-  return variants
-
-
-def _parts(overrides: Run) -> list[str]:
-  return [f'{name.rpartition(".")[2]}={value}' for name, value in overrides.items()]
-
-
 # Running.
-
-
-def run_one(config: str, workdir: Path, run: Run) -> int:
-  """Trains, evaluates and reports one run; what it prints goes to WORKDIR/log.txt. Returns the first exit status that is not 0."""
-  ensure_writable(workdir)
-  fields = [f'--config.{name}={value}' for name, value in run.items() if name != VARIANT]
-  commands = [
-    ['mempi_jax.train', f'--config={config}', f'--workdir={workdir}', *fields],
-    ['mempi_jax.evaluate', f'--config={config}', f'--workdir={workdir}', *fields],
-    ['mempi_jax.report', f'--workdir={workdir}'],
-  ]
-  with open(workdir / 'log.txt', 'ab') as log:
-    for command in commands:
-      status = subprocess.run([sys.executable, '-m', *command], stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-      if status:
-        return status
-  return 0
 
 
 def take_shard(runs: Sequence[Any], shard: str) -> list[Any]:
@@ -103,42 +57,55 @@ def take_shard(runs: Sequence[Any], shard: str) -> list[Any]:
   return list(runs[int(match[1]) :: int(match[2])])
 
 
-def run_sweep(config: str, workdir: Path, *, jobs: int, shard: str = '0/1') -> list[Path]:
-  """All runs of a config's `sweep()`, or those of a shard, `jobs` at a time; then the tables, if these are all.
+def run_sweep(config: str, workdir: Path, *, jobs: int, shard: str = '0/1', runs: Sequence[Run] | None = None) -> list[Path]:
+  """All runs of a config's `sweep()`, or those of a shard, `jobs` at a time; then the tables, once all are finished.
 
-  Returns the folders. Raises ConfigError where there is nothing to run, and what `variants_of` raises, before anything starts; SystemExit where
-  a run failed, the others are finished all the same; and what `write_tables` raises.
+  Args:
+    config: path of the config file.
+    workdir: the runs' folders are made in it.
+    jobs: runs at a time.
+    shard: 'I/N': every N-th run from the I-th on, see `take_shard`.
+    runs: overrides of each run, such as those of a grid; None: the config's `sweep()`.
+
+  Returns the folders. Raises ConfigError where there is nothing to run, and what `make_plans` raises, before anything starts; SystemExit where
+  a run failed or another process still runs one, the others are finished all the same; and what `write_tables` raises.
   """
-  runs = load_sweep(config)
+  runs = load_sweep(config) if runs is None else runs
   if not runs:
     raise ConfigError(f'{config}: sweep() has no runs')
-  variants_of(runs)
-  runs = take_shard(runs, shard)
+  if jobs < 1:
+    raise ConfigError(f'jobs is {jobs}, expected 1 or more')
+  ensure_writable(workdir)
+  everything = make_plans(config, workdir, runs)
   share_compilations(workdir / COMPILED)
-  folders = [workdir / folder_name(run) for run in runs]
-  failed = []
-  configs = [load_config(config, {name: value for name, value in run.items() if name != VARIANT}) for run in runs]
-  siblings = list(zip(configs, folders, strict=True))
-
-  def start(index: int) -> int:
-    ensure_writable(folders[index])
-    if taken := take_over(configs[index], folders[index], siblings):
-      print(f'{folders[index].name}: takes over {", ".join(taken)}', flush=True)
-    return run_one(config, folders[index], runs[index])
-
-  with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
-    waiting = {pool.submit(start, index): folder for index, folder in enumerate(folders)}
-    for done in concurrent.futures.as_completed(waiting):
-      folder, status = waiting[done], done.result()
-      outcome = f'failed with status {status}, see {folder / "log.txt"}' if status else 'finished'
-      print(f'{folder.name}: {outcome}', flush=True)
-      if status:
-        failed.append(folder)
-  if failed:
+  plans = take_shard(everything, shard)
+  open_plans = [plan for plan in plans if not is_finished(plan.folder)]
+  ended = run_all(config, open_plans, jobs=jobs, total=len(plans), finished=len(plans) - len(open_plans), siblings=everything)
+  finish(workdir, everything)
+  problems = {kind: [plan.name for plan, state in ended if state.kind == kind] for kind in (FAILED, STOPPED, ELSEWHERE)}
+  for kind, names in problems.items():
+    if names:
+      print(f'{kind}: {len(names)} of {len(plans)} runs: {_named(names)}')
+  if any(problems.values()):
     raise SystemExit(1)
-  if shard == '0/1':
-    write_tables(workdir, runs)
-  return folders
+  return [plan.folder for plan in plans]
+
+
+def finish(workdir: Path, plans: Sequence[Plan]) -> None:
+  """The table and plot of what is finished, and `write_tables` once that is all; again where another process finished runs meanwhile.
+
+  Raises what `write_tables` raises.
+  """
+  from mempi_jax import sweep_report
+
+  runs, before = [plan.run for plan in plans], -1
+  while before != (now := sum((plan.folder / RESULTS).exists() for plan in plans)):
+    before = now
+    if now:
+      print(sweep_report.write_table(workdir, runs))
+      print(sweep_report.write_plot(workdir, runs))
+    if now == len(plans):
+      write_tables(workdir, runs)
 
 
 # Tables.
@@ -174,8 +141,7 @@ def write_finished(workdir: Path, runs: Sequence[Run]) -> None:
   unused = [folder_name(run) for run in finished if not any(run in own for own in chosen.values())]
   for names, why in ((unfinished, 'not finished'), (unused, 'finished, but the others of the table lack its household and seed')):
     if names:
-      shown = ', '.join(names[:_MOST_NAMED]) + (', ...' if len(names) > _MOST_NAMED else '')
-      print(f'left out, {why}: {len(names)} of {len(runs)} runs: {shown}')
+      print(f'left out, {why}: {len(names)} of {len(runs)} runs: {_named(names)}')
   _write_runs(workdir, finished, variants)
   _compare_or_pool(workdir, chosen)
 
@@ -231,6 +197,10 @@ def _most_comparable(workdir: Path, variants: Mapping[str, Sequence[Run]], finis
   options = [cells for cells in (*shared, set.intersection(*map(set, shared))) if cells]
   best = max(options, key=lambda cells: (len(complete(cells)) * len(cells), len(complete(cells))))
   return {variant: [run for place, run in done[variant].items() if place in best] for variant in complete(best)}
+
+
+def _named(names: Sequence[str]) -> str:
+  return ', '.join(names[:_MOST_NAMED]) + (', ...' if len(names) > _MOST_NAMED else '')
 
 
 @report_errors

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from mempi_jax import runs as runs_lib
 from mempi_jax import sweep as sweep_lib
 from mempi_jax.evals import success
 from mempi_jax.runtime import files
@@ -237,11 +238,11 @@ def test_a_sweep_of_finished_runs_ends_with_the_table(half, monkeypatch, capsys)
       finish(name, seed, WORSE if name == 'c' else FULL)
   commands = []
 
-  def run_nothing(command, **options):
+  def run_nothing(self, command, log, lock):
     commands.append(command)
-    return type('Done', (), {'returncode': 0})
+    return 0
 
-  monkeypatch.setattr(sweep_lib.subprocess, 'run', run_nothing)
+  monkeypatch.setattr(runs_lib.Processes, 'run', run_nothing)
   sweep_lib.main(arguments[:-1])
   assert len(commands) == 3 * 6 and not any('variant=' in part for command in commands for part in command)
   assert '--config.gate=False' in commands[3] or '--config.gate=False' in commands[6]

@@ -124,10 +124,10 @@ def marker_path(memory: str) -> str:
   return _MARKER_PATHS[MARKERS.get(trained(memory), 'o')]
 
 
-def draw(figure: Callable[..., Figure], *arguments: Any) -> dict[str, bytes]:
+def draw(figure: Callable[..., Figure], *arguments: Any, themes: Sequence[str] = ('light', 'dark')) -> dict[str, bytes]:
   """`figure(*arguments)` as 'light.png', 'light.svg', 'dark.png' and 'dark.svg'. The same arguments give the same bytes."""
   images = {}
-  for theme in _THEMES:
+  for theme in themes:
     with _theme(theme):
       drawn = figure(*arguments)
       images[f'{theme}.png'] = _save(drawn, format='png', dpi=_DOTS_PER_INCH, metadata={'Software': None})
@@ -142,7 +142,7 @@ def draw(figure: Callable[..., Figure], *arguments: Any) -> dict[str, bytes]:
 def success(rows: Sequence[Mapping[str, Any]]) -> Figure:
   """Success with 95% intervals: one group of lines a split, one line a memory. `rows` as in results.json."""
   splits = list(dict.fromkeys(row['split'] for row in rows))
-  figure = _figure(7.2, 0.9 + 0.36 * (len(rows) + 0.9 * len(splits)))
+  figure = new_figure(7.2, 0.9 + 0.36 * (len(rows) + 0.9 * len(splits)))
   axes = figure.add_subplot()
   y, ticks, names = 0.0, [], []
   for split in splits:
@@ -152,7 +152,7 @@ def success(rows: Sequence[Mapping[str, Any]]) -> Figure:
     y += 0.9
     for row in group:
       rate, (low, high) = row['success_rate'], row['ci95']
-      _point(axes, row['memory'], rate, y, x_interval=(low, high))
+      draw_point(axes, row['memory'], rate, y, x_interval=(low, high))
       axes.text(1.015, y, f'{rate:.2f}', va='center', ha='left', fontsize=10)
       ticks.append(y)
       names.append(label(row['memory']))
@@ -169,7 +169,7 @@ def success(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def differences(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
   """Paired differences with 95% intervals, one line a comparison. `comparisons` as in results.json."""
   splits = list(dict.fromkeys(row['split'] for row in comparisons))
-  figure = _figure(7.2, 0.9 + 0.36 * (len(comparisons) + 0.9 * len(splits)))
+  figure = new_figure(7.2, 0.9 + 0.36 * (len(comparisons) + 0.9 * len(splits)))
   axes = figure.add_subplot()
   left, right = _tenths(comparisons)
   y, ticks, names = 0.0, [], []
@@ -177,13 +177,13 @@ def differences(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
     axes.text(left, y, split_label(split), weight='bold', va='center')
     y += 0.9
     for row in (row for row in comparisons if row['split'] == split):
-      _point(axes, row['a'], row['diff'], y, x_interval=row['ci95'])
+      draw_point(axes, row['a'], row['diff'], y, x_interval=row['ci95'])
       axes.text(right + 0.015 * (right - left), y, f'{row["diff"]:+.2f}'.replace('-', '−'), va='center', ha='left', fontsize=10)
       ticks.append(y)
       names.append(f'{short_label(row["a"])} − {short_label(row["b"])}')
       y += 1.0
     y += 0.35
-  axes.axvline(0.0, color=_ink('quiet'), lw=1.2)
+  axes.axvline(0.0, color=ink('quiet'), lw=1.2)
   axes.set_yticks(ticks, names)
   axes.set_ylim(y - 0.5, -0.7)
   axes.set_xlim(left, right)
@@ -199,27 +199,27 @@ def variants(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
   present = {row['memory'] for row in comparisons}
   memories = [memory for memory in COLOURS if memory in present] + sorted(present - COLOURS.keys())
   groups = [(name, [row for memory in memories for row in comparisons if (row['variant'], row['memory']) == (name, memory)]) for name in names]
-  figure = _figure(7.2, 1.5 + 0.24 * len(comparisons) + 0.16 * len(groups) + 0.22 * math.ceil(len(memories) / 3))
+  figure = new_figure(7.2, 1.5 + 0.24 * len(comparisons) + 0.16 * len(groups) + 0.22 * math.ceil(len(memories) / 3))
   axes = figure.add_subplot()
   left, right = _tenths(comparisons)
   y, ticks = 0.0, []
   for number, (_, group) in enumerate(groups):
     if number:
-      axes.axhline(y - 0.85, color=_ink('faint'), lw=0.7)
+      axes.axhline(y - 0.85, color=ink('faint'), lw=0.7)
     ticks.append(y + (len(group) - 1) / 2)
     for row in group:
-      _point(axes, row['memory'], row['diff'], y, x_interval=row['ci95'])
+      draw_point(axes, row['memory'], row['diff'], y, x_interval=row['ci95'])
       axes.text(right + 0.015 * (right - left), y, f'{row["diff"]:+.3f}'.replace('-', '−'), va='center', ha='left', fontsize=9)
       y += 1.0
     y += 0.7
-  axes.axvline(0.0, color=_ink('quiet'), lw=1.2)
-  axes.set_yticks(ticks, [_shorten(name) for name, _ in groups])
+  axes.axvline(0.0, color=ink('quiet'), lw=1.2)
+  axes.set_yticks(ticks, [shorten(name) for name, _ in groups])
   axes.tick_params(axis='y', length=0)
   axes.set_ylim(y - 0.85, -0.85)
   axes.set_xlim(left, right)
   axes.grid(axis='y', visible=False)
-  axes.set_xlabel(f'success minus that of {_shorten(comparisons[0]["reference"])}, with 95% interval over games')
-  _legend(figure, memories)
+  axes.set_xlabel(f'success minus that of {shorten(comparisons[0]["reference"])}, with 95% interval over games')
+  draw_legend(figure, memories)
   return figure
 
 
@@ -227,31 +227,31 @@ def tokens(rows: Sequence[Mapping[str, Any]]) -> Figure:
   """Success against mean guidance tokens an episode, one panel a split. `rows` as in results.json."""
   splits = list(dict.fromkeys(row['split'] for row in rows))
   memories = list(dict.fromkeys(row['memory'] for row in rows))
-  figure = _figure(max(5.2, 3.0 * len(splits) + 0.6), 3.5 + 0.22 * math.ceil(len(memories) / 3))
+  figure = new_figure(max(5.2, 3.0 * len(splits) + 0.6), 3.5 + 0.22 * math.ceil(len(memories) / 3))
   panels = figure.subplots(1, len(splits), sharex=True, sharey=True, squeeze=False)[0]
   widest = max(row['guidance_tokens'] for row in rows)
   for axes, split in zip(panels, splits):
     group = [row for row in rows if row['split'] == split]
     for row, shift in zip(group, _side_by_side([row['guidance_tokens'] for row in group], 0.035 * max(widest, 1.0))):
-      _point(axes, row['memory'], row['guidance_tokens'] + shift, row['success_rate'], y_interval=row['ci95'])
+      draw_point(axes, row['memory'], row['guidance_tokens'] + shift, row['success_rate'], y_interval=row['ci95'])
     axes.set_title(split_label(split), loc='left')
     axes.set_xlim(-0.08 * max(widest, 1.0), 1.12 * max(widest, 1.0))
   panels[0].set_ylabel('success rate')
-  figure.supxlabel('guidance tokens per episode (0 where it abstains)', fontsize=11, color=_ink('ink'))
-  _legend(figure, memories)
+  figure.supxlabel('guidance tokens per episode (0 where it abstains)', fontsize=11, color=ink('ink'))
+  draw_legend(figure, memories)
   return figure
 
 
 def abstention(details: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
   """Abstain rate of each memory, and the agent's own success, against difficulty fifths. memory -> rows of abstention.details."""
-  figure = _figure(7.2, 4.0)
+  figure = new_figure(7.2, 4.0)
   axes = figure.add_subplot()
   first = next(iter(details.values()))
   buckets = [row['bucket'] for row in first]
   fresh = [row['none_success'] for row in first]
   alone = [row['base_success'] if value is None else value for row, value in zip(first, fresh)]
   what = 'agent alone: success' + ('' if None in fresh else ' (in the evaluated episodes)')
-  axes.bar(buckets, alone, width=0.72, color=_ink('faint'), zorder=1, label=what)
+  axes.bar(buckets, alone, width=0.72, color=ink('faint'), zorder=1, label=what)
   for shift, (memory, rows) in zip(np.linspace(-0.06, 0.06, len(details)), reversed(list(details.items()))):
     x = [row['bucket'] + shift for row in rows]
     y = [row['abstain_rate'] for row in rows]
@@ -272,7 +272,7 @@ def dynamics(runs: Sequence[Sequence[Mapping[str, float]]]) -> Figure:
 
   `runs` are the lines of each run's metrics.jsonl; runs without probes are left out.
   """
-  figure = _figure(7.2, 3.4)
+  figure = new_figure(7.2, 3.4)
   axes = figure.add_subplot()
   for name, line_colour, marker in (('easy', _LINES[0], 'o'), ('hard', _LINES[1], 's')):
     field = f'probe/p_generate_{name}'
@@ -294,7 +294,7 @@ def dynamics(runs: Sequence[Sequence[Mapping[str, float]]]) -> Figure:
 
 def deployment(found: Mapping[str, Any]) -> Figure:
   """Success by period: memories as they were trained, and those that learn as they go. `found` as summarise_deployment returns it."""
-  figure = _figure(9.0, 4.2)
+  figure = new_figure(9.0, 4.2)
   memories = list(dict.fromkeys(row['memory'] for row in found['rows']))
   frozen, learning = [m for m in memories if trained(m) == m], [m for m in memories if trained(m) != m]
   panels = [('as they were trained', frozen), ('learning as they go', [m for m in frozen if m in ('none', 'oracle')] + learning)]
@@ -303,7 +303,7 @@ def deployment(found: Mapping[str, Any]) -> Figure:
   for panel, (title, shown) in zip(axes, panels, strict=True):
     for period, moved in shares.items():
       if moved:
-        panel.axvspan(period + 0.5, period + 1.5, color=_ink('faint'), alpha=0.25 + 0.5 * moved, lw=0, zorder=0)
+        panel.axvspan(period + 0.5, period + 1.5, color=ink('faint'), alpha=0.25 + 0.5 * moved, lw=0, zorder=0)
     for shift, memory in zip(np.linspace(-0.12, 0.12, max(len(shown), 2)), shown):
       rows = [row for row in found['rows'] if row['memory'] == memory]
       x, y = [row['period'] + 1 + shift for row in rows], [row['success_rate'] for row in rows]
@@ -316,7 +316,7 @@ def deployment(found: Mapping[str, Any]) -> Figure:
     panel.set_title(title)
     panel.set_xlabel('period (shaded: habits have moved)')
   axes[0].set_ylabel('success rate')
-  _legend(figure, frozen)
+  draw_legend(figure, frozen)
   return figure
 
 
@@ -325,11 +325,11 @@ def reliability(found: Mapping[str, Any]) -> Figure:
 
   `found` as calibration.summarise returns it.
   """
-  figure = _figure(7.2, 7.0)
+  figure = new_figure(7.2, 7.0)
   helped, benefit, counts = figure.subplots(3, 1, sharex=True, height_ratios=(5, 3, 1.6))
   parts = (('', 'all contexts', colour('mempi'), 'P', -0.006), ('_decisive', 'where guidance made a difference', _LINES[1], 'D', 0.006))
-  helped.plot([0.0, 1.0], [0.0, 1.0], color=_ink('quiet'), lw=1.2, ls='--', zorder=2, label='perfectly calibrated')
-  benefit.axhline(0.0, color=_ink('quiet'), lw=1.2, zorder=2)
+  helped.plot([0.0, 1.0], [0.0, 1.0], color=ink('quiet'), lw=1.2, ls='--', zorder=2, label='perfectly calibrated')
+  benefit.axhline(0.0, color=ink('quiet'), lw=1.2, zorder=2)
   for suffix, name, part_colour, marker, shift in parts:
     bins = found[f'bins{suffix}']
     if not bins:
@@ -371,15 +371,15 @@ def risk_coverage(curves: Any, routing: Mapping[str, Any]) -> Figure:
 
   `curves` is a calibration.RiskCoverage; `routing`, as calibration.summarise returns it, says where the memory's own decisions are.
   """
-  figure = _figure(7.2, 4.4)
+  figure = new_figure(7.2, 4.4)
   axes = figure.add_subplot()
-  axes.plot(curves.coverage, curves.oracle, color=_ink('ink'), lw=1.8, ls=':', label='oracle routing (upper bound)')
+  axes.plot(curves.coverage, curves.oracle, color=ink('ink'), lw=1.8, ls=':', label='oracle routing (upper bound)')
   axes.plot(curves.coverage, curves.routed, color=colour('mempi'), lw=2.4, label='highest P(GENERATE) first')
-  axes.plot(curves.coverage[[0, -1]], curves.random[[0, -1]], color=_ink('quiet'), lw=1.6, ls='--', label='at random')
+  axes.plot(curves.coverage[[0, -1]], curves.random[[0, -1]], color=ink('quiet'), lw=1.6, ls='--', label='at random')
   axes.fill_between(curves.coverage, curves.random, curves.routed, color=colour('mempi'), alpha=0.16, lw=0)
-  _point(axes, 'none', 0.0, curves.routed[0])
-  _point(axes, 'always', 1.0, curves.routed[-1])
-  _point(axes, 'mempi', routing['spoke'], routing['success'], y_interval=routing['success_ci95'])
+  draw_point(axes, 'none', 0.0, curves.routed[0])
+  draw_point(axes, 'always', 1.0, curves.routed[-1])
+  draw_point(axes, 'mempi', routing['spoke'], routing['success'], y_interval=routing['success_ci95'])
   axes.set_xlim(-0.03, 1.03)
   axes.set_xlabel('share of the contexts that is guided')
   axes.set_ylabel('success rate')
@@ -397,7 +397,7 @@ def cost(points: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]],
   `points` as cost.rows_of returns them, `rows` as tables.costs_table takes them.
   """
   memories = [row['memory'] for row in rows]
-  figure = _figure(7.2, 6.9 + 0.22 * math.ceil((len(memories) + 2) / 3))
+  figure = new_figure(7.2, 6.9 + 0.22 * math.ceil((len(memories) + 2) / 3))
   whole, near = figure.subplots(2, 1)
   moved = [point for point in points if point['threshold'] is not None]
   line = sorted(moved, key=lambda point: point['cost'])
@@ -408,14 +408,14 @@ def cost(points: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]],
     axes.set_ylabel('success rate')
   widest = max(1.0, *x, *(row['cost'] for row in rows))
   for row, shift in zip(rows, _side_by_side([row['cost'] for row in rows], 0.016 * widest)):
-    _point(whole, row['memory'], row['cost'] + shift, row['success_rate'], y_interval=row['ci95'])
+    draw_point(whole, row['memory'], row['cost'] + shift, row['success_rate'], y_interval=row['ci95'])
   near.fill_between(x, low, high, color=colour('mempi'), alpha=0.14, lw=0)
   near.plot(x, y, color=colour('mempi'), lw=0, marker='.', ms=8, zorder=2)
   best = [[point[field] for point in line if point['pareto']] for field in ('cost', 'success_rate')]
-  near.plot(*best, lw=0, marker='o', ms=13, mfc='none', mec=_ink('ink'), mew=1.1, zorder=4)
+  near.plot(*best, lw=0, marker='o', ms=13, mfc='none', mec=ink('ink'), mew=1.1, zorder=4)
   own = next((point for point in line if point['threshold'] == chosen), None)
   if own:
-    _point(near, 'mempi', own['cost'], own['success_rate'], y_interval=own['success_rate_ci95'])
+    draw_point(near, 'mempi', own['cost'], own['success_rate'], y_interval=own['success_rate_ci95'])
   # Names of a few thresholds: the ends of the curve and some between above it, the run's own below.
   named = {round(place) for place in np.linspace(0, len(line) - 1, min(7, len(line)))}
   for place, point in enumerate(line):
@@ -431,7 +431,7 @@ def cost(points: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]],
   near.margins(x=0.09, y=0.14)
   near.set_xlabel('tokens per episode: inserted + read + written')
   curve = Line2D([], [], color=colour('mempi'), lw=1.8, label='Mem-π over τ')
-  ring = Line2D([], [], lw=0, marker='o', ms=12, mfc='none', mec=_ink('ink'), mew=1.2, label='Pareto set (below)')
+  ring = Line2D([], [], lw=0, marker='o', ms=12, mfc='none', mec=ink('ink'), mew=1.2, label='Pareto set (below)')
   figure.legend(
     handles=[*_handles(memories), curve, ring], loc='outside upper center', ncols=3, frameon=False, fontsize=10, handletextpad=0.4
   )
@@ -447,7 +447,7 @@ def training(records: Sequence[Mapping[str, float]]) -> Figure:
   shown = list(panels.items())[:_MOST_PANELS]
   columns = min(3, len(shown))
   lines = math.ceil(len(shown) / columns)
-  figure = _figure(3.4 * columns, 2.5 * lines + 0.4)
+  figure = new_figure(3.4 * columns, 2.5 * lines + 0.4)
   grid = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
   for axes in grid[len(shown) :]:
     axes.set_visible(False)
@@ -493,6 +493,52 @@ def curve_families(records: Sequence[Mapping[str, float]]) -> dict[str, list[str
   return families
 
 
+# What pictures share.
+
+
+def new_figure(width: float, height: float) -> Figure:
+  """An empty figure, in inches; matplotlib places what is in it."""
+  figure = Figure(figsize=(width, height), layout='constrained')
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def ink(name: str) -> str:
+  """A colour of the current theme, found by its background."""
+  background = matplotlib.rcParams['figure.facecolor']
+  return next((theme[name] for theme in _THEMES.values() if theme['background'] == background), _THEMES['light'][name])
+
+
+def draw_point(axes: Any, memory: str, x: float, y: float, *, x_interval: Any = None, y_interval: Any = None) -> None:
+  """A memory's marker with its interval. What is an upper bound, and no competitor, is drawn hollow."""
+  hollow = memory == 'oracle'
+  axes.errorbar(
+    x,
+    y,
+    xerr=None if x_interval is None else [[max(0.0, x - x_interval[0])], [max(0.0, x_interval[1] - x)]],
+    yerr=None if y_interval is None else [[max(0.0, y - y_interval[0])], [max(0.0, y_interval[1] - y)]],
+    color=colour(memory),
+    marker=MARKERS.get(memory, 'o'),
+    ms=9,
+    mew=1.8,
+    mfc=matplotlib.rcParams['axes.facecolor'] if hollow else colour(memory),
+    lw=2.2,
+    capsize=3,
+    zorder=3,
+  )
+
+
+def draw_legend(figure: Figure, memories: Sequence[str]) -> None:
+  """The memories' markers and names above the figure."""
+  figure.legend(handles=_handles(memories), loc='outside upper center', ncols=3, frameon=False, fontsize=10, handletextpad=0.2)
+
+
+def shorten(text: str, most: int = 36) -> str:
+  """A name on one line, its end left out where it is long."""
+  text = ' '.join(text.split())
+  return text if len(text) <= most else f'{text[: most - 1]}…'
+
+
 # Internals.
 
 
@@ -533,41 +579,10 @@ def _theme(name: str) -> Iterator[None]:
     yield
 
 
-def _ink(name: str) -> str:
-  """A colour of the current theme, found by its background."""
-  background = matplotlib.rcParams['figure.facecolor']
-  return next((theme[name] for theme in _THEMES.values() if theme['background'] == background), _THEMES['light'][name])
-
-
 def _save(figure: Figure, **options: Any) -> bytes:
   buffer = io.BytesIO()
   figure.savefig(buffer, **options)
   return buffer.getvalue()
-
-
-def _figure(width: float, height: float) -> Figure:
-  figure = Figure(figsize=(width, height), layout='constrained')
-  FigureCanvasAgg(figure)
-  return figure
-
-
-def _point(axes: Any, memory: str, x: float, y: float, *, x_interval: Any = None, y_interval: Any = None) -> None:
-  """A memory's marker with its interval. What is an upper bound, and no competitor, is drawn hollow."""
-  hollow = memory == 'oracle'
-  axes.errorbar(
-    x,
-    y,
-    xerr=None if x_interval is None else [[max(0.0, x - x_interval[0])], [max(0.0, x_interval[1] - x)]],
-    yerr=None if y_interval is None else [[max(0.0, y - y_interval[0])], [max(0.0, y_interval[1] - y)]],
-    color=colour(memory),
-    marker=MARKERS.get(memory, 'o'),
-    ms=9,
-    mew=1.8,
-    mfc=matplotlib.rcParams['axes.facecolor'] if hollow else colour(memory),
-    lw=2.2,
-    capsize=3,
-    zorder=3,
-  )
 
 
 def _tenths(comparisons: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
@@ -575,12 +590,6 @@ def _tenths(comparisons: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
   left = math.floor(min(0.0, *(row['ci95'][0] - 0.02 for row in comparisons)) * 10) / 10
   right = math.ceil(max(0.0, *(row['ci95'][1] + 0.02 for row in comparisons)) * 10) / 10
   return max(-1.0, left), min(1.0, right)
-
-
-def _shorten(text: str, most: int = 36) -> str:
-  """A name on one line, its end left out where it is long."""
-  text = ' '.join(text.split())
-  return text if len(text) <= most else f'{text[: most - 1]}…'
 
 
 def _side_by_side(values: Sequence[float], step: float) -> list[float]:
@@ -618,10 +627,6 @@ def _handles(memories: Sequence[str]) -> list[Line2D]:
     )
     for memory in memories
   ]
-
-
-def _legend(figure: Figure, memories: Sequence[str]) -> None:
-  figure.legend(handles=_handles(memories), loc='outside upper center', ncols=3, frameon=False, fontsize=10, handletextpad=0.2)
 
 
 def _common_words(a: str, b: str) -> str:
