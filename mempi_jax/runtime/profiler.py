@@ -2,7 +2,8 @@
 
 `config.profile.steps` is a slice of steps, '10:13' for 10, 11 and 12, counted from 0 in each stage; '' for none. A stage's traces are in
 STAGE/profile/plugins/profile/TIME/: HOST.xplane.pb for TensorBoard (`pip install tensorboard-plugin-profile`, then `tensorboard --logdir
-STAGE/profile`), HOST.trace.json.gz for https://ui.perfetto.dev. The first steps compile; trace later ones, and few: a trace grows with its steps.
+STAGE/profile`), HOST.trace.json.gz for https://ui.perfetto.dev. The first steps compile; trace later ones, and few: a trace grows with its
+steps.
 """
 
 from __future__ import annotations
