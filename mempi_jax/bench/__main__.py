@@ -5,9 +5,13 @@
 plays the same commands in the real ALFWorld engine, as it is installed, and in the simulator, in turns and in one run, and prints the steps per
 second of both, resets included, and their ratio: median and range over the repeats.
 
-    python -m mempi_jax.bench sft [--vs torch]
+    python -m mempi_jax.bench sft [--vs torch,trl,tunix]
 
-measures supervised fine-tuning of a decoder (sft.py), alone or beside a peer.
+measures supervised fine-tuning of a decoder (sft.py), alone or beside peers.
+
+    python -m mempi_jax.bench update [--vs trl,tunix]
+
+measures updates of reinforcement learning on given completions (update.py), alone or beside peers.
 
     python -m mempi_jax.bench generate [--vs torch,trl,tunix]
 
@@ -38,10 +42,10 @@ from collections.abc import Sequence
 
 import jax
 
-from mempi_jax.bench import generate, sft
+from mempi_jax.bench import generate, sft, update
 from mempi_jax.bench.browser import bench_browser, print_browser
 from mempi_jax.bench.models import QWEN2_5M
-from mempi_jax.bench.pool import bench_pool, print_pool
+from mempi_jax.bench.pool import BACKENDS, bench_pool, print_pool
 from mempi_jax.bench.simulator import bench_simulator, print_simulator
 from mempi_jax.bench.terminal import bench_terminal, print_terminal
 from mempi_jax.bench.turns import find_python, parse_peers
@@ -61,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   commands = parser.add_subparsers(dest='benchmark', required=True)
   add_simulator(commands)
   add_sft(commands)
+  add_update(commands)
   add_generate(commands)
   add_pool(commands)
   add_terminal(commands)
@@ -117,39 +122,80 @@ def start_peers(arguments: argparse.Namespace, known: Sequence[str]) -> bool:
   return memory_kept
 
 
-def add_sft(commands: argparse._SubParsersAction) -> None:
-  """The fine-tuning's options."""
-  parser = commands.add_parser('sft', help='supervised fine-tuning, alone or beside PyTorch')
-  add_peers(parser, sft.PEERS)
+def add_model(parser: argparse.ArgumentParser) -> None:
+  """Which model a benchmark runs."""
   parser.add_argument(
     '--model', default=QWEN2_5M, help=f'{QWEN2_5M} (default), {", ".join(PRESETS)}, or a folder whose config.json is read'
   )
-  parser.add_argument('--batch-size', type=int, default=8, help='rows a step (default 8)')
-  parser.add_argument('--length', type=int, default=256, help='tokens a row (default 256)')
-  parser.add_argument('--steps', type=int, default=5, help='steps a turn (default 5)')
+
+
+def add_computation(parser: argparse.ArgumentParser) -> None:
+  """How a model is trained."""
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32', help='of activations; weights and moments are float32')
   parser.add_argument('--remat', choices=tuple(REMAT), default='none', help='what is computed again in the backward pass (default none)')
   parser.add_argument('--scan-layers', action='store_true', help='one compiled layer, scanned')
   parser.add_argument('--attention', choices=IMPLEMENTATIONS, default='auto')
+
+
+def check_computation(arguments: argparse.Namespace) -> None:
+  """Raises ValueError where peers are to compute in another dtype than theirs."""
+  if arguments.vs and arguments.dtype != 'float32':
+    raise ValueError(f'--vs compares float32 on a CPU, found {arguments.dtype}')
+
+
+def add_sft(commands: argparse._SubParsersAction) -> None:
+  """The fine-tuning's options."""
+  parser = commands.add_parser('sft', help='supervised fine-tuning, alone or beside PyTorch, TRL, Tunix')
+  add_peers(parser, sft.PEERS)
+  add_model(parser)
+  parser.add_argument('--batch-size', type=int, default=8, help='rows a step (default 8)')
+  parser.add_argument('--length', type=int, default=256, help='tokens a row (default 256)')
+  parser.add_argument('--steps', type=int, default=5, help='steps a turn (default 5)')
+  add_computation(parser)
   parser.add_argument('--compile', action='store_true', help='with --vs: PyTorch also with torch.compile (needs a C++ compiler)')
 
   def run(arguments: argparse.Namespace) -> dict[str, object]:
     if min(arguments.batch_size, arguments.steps, arguments.repeats) < 1 or arguments.length < 2:
       raise ValueError('--batch-size, --steps and --repeats must be at least 1, --length at least 2')
-    if arguments.vs and arguments.dtype != 'float32':
-      raise ValueError(f'--vs compares float32 on a CPU, found {arguments.dtype}')
+    check_computation(arguments)
     return sft.bench_sft(arguments, start_peers(arguments, sft.PEERS))
 
   parser.set_defaults(run=run, show=sft.print_sft)
+
+
+def add_update(commands: argparse._SubParsersAction) -> None:
+  """The options of updates."""
+  parser = commands.add_parser('update', help='updates of reinforcement learning on given completions, alone or beside TRL, Tunix')
+  add_peers(parser, update.PEERS)
+  add_model(parser)
+  parser.add_argument('--prompts', type=int, default=2, help='prompts an update (default 2)')
+  parser.add_argument('--length', type=int, default=128, help='tokens of a prompt (default 128)')
+  parser.add_argument('--branches', type=int, default=8, help='completions a prompt (default 8)')
+  parser.add_argument('--new', type=int, default=64, help='tokens of a completion (default 64)')
+  parser.add_argument('--steps', type=int, default=5, help='updates a turn (default 5)')
+  add_computation(parser)
+
+  def run(arguments: argparse.Namespace) -> dict[str, object]:
+    if min(arguments.prompts, arguments.length, arguments.new, arguments.steps, arguments.repeats) < 1:
+      raise ValueError('--prompts, --length, --new, --steps and --repeats must be at least 1')
+    check_branches(arguments)
+    check_computation(arguments)
+    return update.bench_update(arguments, start_peers(arguments, update.PEERS))
+
+  parser.set_defaults(run=run, show=update.print_update)
+
+
+def check_branches(arguments: argparse.Namespace) -> None:
+  """Raises ValueError where there is nothing to compare."""
+  if arguments.branches < 2:
+    raise ValueError(f'--branches must be at least 2, found {arguments.branches}: advantages compare completions of one prompt')
 
 
 def add_generate(commands: argparse._SubParsersAction) -> None:
   """The options of generation and of reinforcement learning."""
   parser = commands.add_parser('generate', help='generation and steps of reinforcement learning, alone or beside PyTorch, TRL, Tunix')
   add_peers(parser, generate.PEERS)
-  parser.add_argument(
-    '--model', default=QWEN2_5M, help=f'{QWEN2_5M} (default), {", ".join(PRESETS)}, or a folder whose config.json is read'
-  )
+  add_model(parser)
   parser.add_argument('--rows', type=int, nargs='*', default=[1, 16, 64], help='numbers of prompts (default 1 16 64; none: no generation)')
   parser.add_argument('--length', type=int, default=128, help='tokens of a prompt (default 128)')
   parser.add_argument('--new', type=int, default=64, help='new tokens a prompt or completion (default 64)')
@@ -160,8 +206,7 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
   def run(arguments: argparse.Namespace) -> dict[str, object]:
     if min(arguments.length, arguments.new, arguments.repeats, arguments.prompts, *arguments.rows) < 1 or arguments.steps < 0:
       raise ValueError('--rows, --length, --new, --prompts and --repeats must be at least 1, --steps must not be negative')
-    if arguments.branches < 2:
-      raise ValueError(f'--branches must be at least 2, found {arguments.branches}: advantages compare completions of one prompt')
+    check_branches(arguments)
     return generate.bench_generate(arguments, start_peers(arguments, generate.PEERS))
 
   parser.set_defaults(run=run, show=generate.print_generate)
@@ -172,6 +217,7 @@ def add_pool(commands: argparse._SubParsersAction) -> None:
   parser = commands.add_parser('pool', help='worker processes that are killed, hang, leak, print and raise, beside the same without faults')
   parser.add_argument('--episodes', type=int, default=2000, help='(default 2000)')
   parser.add_argument('--workers', type=int, default=16, help='(default 16)')
+  parser.add_argument('--backend', nargs='+', choices=BACKENDS, default=['process'], help='several take turns (default process)')
   parser.add_argument('--spares', type=int, default=2, help='workers that are started ahead (default 2)')
   parser.add_argument('--step-ms', type=float, default=100.0, help='what a step waits, as for a browser or a server (default 100)')
   parser.add_argument('--deadline', type=float, default=0.5, help='seconds for a reset or step (default 0.5)')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import re
 from pathlib import Path
 
@@ -50,6 +52,12 @@ def named_model(name: str) -> DecoderConfig:
   return read_config(name)
 
 
+def chosen_model(arguments: argparse.Namespace) -> DecoderConfig:
+  """The model that a command line names, computed as it says: dtype, attention, scan_layers, remat."""
+  how = {name: getattr(arguments, name) for name in ('dtype', 'attention', 'scan_layers', 'remat')}
+  return dataclasses.replace(named_model(arguments.model), **how)
+
+
 def flops_per_token(config: DecoderConfig, num_params: int, length: int) -> float:
   """Model FLOPs of one training step per token: 6 P + 12 L N H T / 2.
 
@@ -59,6 +67,22 @@ def flops_per_token(config: DecoderConfig, num_params: int, length: int) -> floa
   """
   looked_up = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim
   return 6 * (num_params - looked_up) + 12 * config.num_layers * config.num_heads * config.head_dim * length / 2
+
+
+def packed_flops(config: DecoderConfig, num_params: int, length: int, branches: int, new: int) -> float:
+  """Model FLOPs of one update on a packed row: a prompt of `length` tokens, and `branches` completions of `new` tokens behind it.
+
+  What such a row needs, not what a row for each completion would: 6 for each parameter of the layers and each of the row's tokens (the
+  prompt's once); 6 V D for each token that is scored, and those are the completions' alone; 12 L N H for each pair of a token and one that
+  it may see: of the prompt, half of its square; for each completion, the prompt and half of its own square. As in `flops_per_token` what
+  is computed twice, or computed and masked, does not count.
+  """
+  projection = config.vocab_size * config.embed_dim
+  layers = num_params - (projection if config.tie_embeddings else 2 * projection)
+  scored = branches * new
+  pairs = length**2 / 2 + branches * (new * length + new**2 / 2)
+  attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs
+  return 6 * layers * (length + scored) + 6 * projection * scored + attention
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -1,7 +1,7 @@
 """The pool of worker processes under faults: the same episodes without faults and with them, in turns, and what the faults cost.
 
 In `rate` of all resets and steps the worker is killed, hangs, leaks, prints 100 MB or raises. Which one it is, is a function of the seed, the task, the
-try and the turn.
+try and the turn. The workers may be those of a local Ray cluster, or each kind in turn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ import tqdm
 from mempi_jax.bench.turns import format_figure, summary
 from mempi_jax.rollout.episode import abstained, stream_episodes
 from mempi_jax.rollout.pool import Counters, Pool
-from mempi_jax.types import Context, EnvStep, Episode, Guidance, Status, Task
+from mempi_jax.rollout.ray_pool import RayPool
+from mempi_jax.types import Context, Env, EnvStep, Episode, Guidance, Status, Task
 
 KINDS = ('kill', 'hang', 'leak', 'print', 'raise')
 HARMLESS = ('print',)
@@ -36,6 +37,8 @@ LEAKED = 16 << 20  # bytes a time
 LEAKED_AT_MOST = 1 << 30  # where nothing stops it
 
 SHORTEST, LONGEST = 2, 6  # steps of an episode
+
+BACKENDS = ('process', 'ray')
 
 
 def fault_at(seed: int, rate: float, task_id: str, attempt: int, turn: int) -> str | None:
@@ -145,7 +148,7 @@ class Played:
   seconds: float
 
 
-def play(tasks: Sequence[Task], pool: Pool, retries: int, *, side_by_side: int = 256, progress: Any = None) -> Played:
+def play(tasks: Sequence[Task], pool: Pool | RayPool, retries: int, *, side_by_side: int = 256, progress: Any = None) -> Played:
   """Plays all tasks in a pool."""
   episodes, times = {}, collections.Counter()
   start = time.perf_counter()
@@ -177,53 +180,65 @@ def check_run(tasks: Sequence[Task], faultless: Played, faulty: Played) -> int:
   return errors
 
 
+def open_pool(backend: str, make_env: Callable[[], Env], arguments: argparse.Namespace) -> Pool | RayPool:
+  """The workers of a backend, with their limits."""
+  limits = dict(
+    reset_timeout=arguments.deadline, step_timeout=arguments.deadline, memory_limit=arguments.memory_mb << 20, memory_interval=0.1
+  )  # fmt: skip
+  if backend == 'ray':
+    return RayPool(make_env, arguments.workers, address='local', **limits)
+  return Pool(make_env, arguments.workers, spares=arguments.spares, **limits)
+
+
 def bench_pool(arguments: argparse.Namespace) -> dict[str, object]:
-  """Runs the benchmark and returns its figures."""
+  """Runs the benchmark and returns its figures, by backend."""
   tasks = make_tasks(arguments.episodes, arguments.seed)
   turns = sum(length_of(task) + 1 for task in tasks)
-  seconds = arguments.step_ms / 1000
-  settings = dict(
-    reset_timeout=arguments.deadline, step_timeout=arguments.deadline, memory_limit=arguments.memory_mb << 20, memory_interval=0.1,
-    spares=arguments.spares,
-  )  # fmt: skip
-  repeats, counters = [], []
-  with tqdm.tqdm(total=2 * arguments.repeats * len(tasks), unit='episode', disable=None) as bar:
+  repeats, counters = {name: [] for name in arguments.backend}, {name: [] for name in arguments.backend}
+  with tqdm.tqdm(total=2 * arguments.repeats * len(arguments.backend) * len(tasks), unit='episode', disable=None) as bar:
     for repeat in range(arguments.repeats):
-      runs = {}
-      for rate in (0.0, arguments.rate):
-        with tempfile.TemporaryDirectory() as folder:
-          make_env = functools.partial(FaultyEnv, str(Path(folder)), arguments.seed + repeat, rate, seconds)
-          with Pool(make_env, arguments.workers, **settings) as pool:
-            runs[rate] = play(tasks, pool, arguments.retries, progress=bar)
-      faultless, faulty = runs[0.0], runs[arguments.rate]
-      errors = check_run(tasks, faultless, faulty)
-      done = faulty.counters.resets + faulty.counters.steps
-      repeats.append(
-        {
-          'faultless episodes/s': len(tasks) / faultless.seconds,
-          'faulty episodes/s': len(tasks) / faulty.seconds,
-          'faultless steps/s, resets included': turns / faultless.seconds,
-          'faulty steps/s, resets included': done / faulty.seconds,
-          'ratio of episodes/s': faultless.seconds / faulty.seconds,
-          'ratio of steps/s': done / turns * faultless.seconds / faulty.seconds,
-          'steps played again, share': done / turns - 1,
-          'episodes that ended with env_error': float(errors),
-        }
-      )
-      counters.append(dataclasses.asdict(faulty.counters))
+      first = None  # backend's faultless run
+      for backend in arguments.backend:
+        runs = {}
+        for rate in (0.0, arguments.rate):
+          with tempfile.TemporaryDirectory() as folder:
+            make_env = functools.partial(FaultyEnv, str(Path(folder)), arguments.seed + repeat, rate, arguments.step_ms / 1000)
+            with open_pool(backend, make_env, arguments) as pool:
+              runs[rate] = play(tasks, pool, arguments.retries, progress=bar)
+        faultless, faulty = runs[0.0], runs[arguments.rate]
+        first = first or faultless
+        errors = check_run(tasks, faultless, faulty)
+        done = faulty.counters.resets + faulty.counters.steps
+        repeats[backend].append(
+          {
+            'faultless episodes/s': len(tasks) / faultless.seconds,
+            'faulty episodes/s': len(tasks) / faulty.seconds,
+            'faultless steps/s, resets included': turns / faultless.seconds,
+            'faulty steps/s, resets included': done / faulty.seconds,
+            'ratio of episodes/s': faultless.seconds / faulty.seconds,
+            'ratio of steps/s': done / turns * faultless.seconds / faulty.seconds,
+            f'faultless steps/s, to {arguments.backend[0]}': first.seconds / faultless.seconds,
+            'steps played again, share': done / turns - 1,
+            'episodes that ended with env_error': float(errors),
+          }
+        )
+        counters[backend].append(dataclasses.asdict(faulty.counters))
   names = ('episodes', 'workers', 'spares', 'step_ms', 'deadline', 'rate', 'retries', 'memory_mb', 'repeats')
   described = {name: getattr(arguments, name) for name in names} | {'python': platform.python_version(), 'cpus': os.cpu_count()}
-  return {'benchmark': 'pool', **described, 'load_average': os.getloadavg()[0], 'counters': counters, 'figures': summary(repeats)}
+  figures = {name: summary(rows) for name, rows in repeats.items()}
+  return {'benchmark': 'pool', **described, 'load_average': os.getloadavg()[0], 'counters': counters, 'figures': figures}
 
 
 def print_pool(result: dict[str, Any]) -> None:
-  """The figures as a table."""
+  """The figures as a table for each backend."""
   print(
     f'{result["episodes"]} episodes of {SHORTEST}-{LONGEST} steps, {result["step_ms"]:g} ms each; {result["workers"]} workers, {result["spares"]} '
     f'spares; faults in {result["rate"]:.0%} of resets and steps, deadline {result["deadline"]:g} s, {result["retries"]} retries; '
     f'{result["repeats"]} repeats; median [min, max]; load average {result["load_average"]:.1f}'
   )
-  for name, figure in result['figures'].items():
-    print(f'{name:40} {format_figure(figure, 2)}')
-  for counters in result['counters']:
-    print(', '.join(f'{name} {count}' for name, count in counters.items() if count))
+  for backend, figures in result['figures'].items():
+    print(f'backend {backend}')
+    for name, figure in figures.items():
+      print(f'  {name:40} {format_figure(figure, 2)}')
+    for counters in result['counters'][backend]:
+      print('  ' + ', '.join(f'{name} {count}' for name, count in counters.items() if count))

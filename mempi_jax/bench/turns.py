@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import platform
 import queue
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import tqdm
 
 SCRIPTS = Path(__file__).parent / 'peers'
@@ -184,6 +186,57 @@ def summary(repeats: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     }
     for name in repeats[0]
   }
+
+
+def add_ratio(repeats: Sequence[dict[str, float]], better: Callable[[Sequence[float]], float]) -> None:
+  """To every repeat with peers, the ratio of speeds of ours to the best peer's; better is max for speeds, min for durations."""
+  for row in repeats:
+    theirs = [figure for name, figure in row.items() if name != OURS]
+    if theirs:
+      best = better(theirs)
+      row['ratio'] = row[OURS] / best if better is max else best / row[OURS]
+
+
+def check_count(name: str, what: str, found: int, expected: int) -> None:
+  """Raises ValueError where a side did more or less than it was asked for."""
+  if found != expected:
+    raise ValueError(f'{name} had {found} {what}, expected {expected}')
+
+
+def check_same_losses(name: str, ours: Sequence[float], theirs: Sequence[float]) -> None:
+  """Raises ValueError unless two runs of warm-up steps began with the same loss and went the same way."""
+  for which, index, tolerance in (('first', 0, 1e-4), ('last warm-up', -1, 1e-2)):
+    if not abs(ours[index] - theirs[index]) <= tolerance * abs(theirs[index]):
+      raise ValueError(
+        f'the two sides do not do the same work: loss of the {which} step {ours[index]:.6f} here, {theirs[index]:.6f} in {name}'
+      )
+
+
+def check_same_distance(name: str, ours: float, theirs: float) -> None:
+  """Raises ValueError where the same number of updates moved the parameters of one side much further than those of the other."""
+  if not 0.5 * theirs <= ours <= 2.0 * theirs:
+    raise ValueError(f'the two sides do not do the same work: parameters moved by {ours:.3g} here, by {theirs:.3g} in {name}')
+
+
+def describe_run(versions: dict[str, str], load_average: float, memory_kept: bool) -> dict[str, Any]:
+  """What figures depend on besides the work: the machine, versions, how busy it was before, whether this process keeps freed memory."""
+  return {
+    'device': jax.devices()[0].device_kind,
+    'python': platform.python_version(),
+    'cpus': num_cpus(),
+    'versions': versions,
+    'load_average': load_average,
+    'memory_kept': memory_kept,
+  }
+
+
+def print_run(result: dict[str, Any]) -> None:
+  """What `describe_run` found, in two lines."""
+  versions = ', '.join(f'{name} {version}' for name, version in result['versions'].items())
+  print(
+    f'{result["device"]}, {result["cpus"]} CPUs, load average before {result["load_average"]:.1f}; Python {result["python"]}, {versions}'
+  )
+  print(f'{OURS} {"keeps freed memory" if result["memory_kept"] else "gives freed memory back"}')
 
 
 def print_sides(sides: dict[str, dict[str, dict[str, float]]]) -> None:

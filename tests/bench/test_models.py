@@ -20,6 +20,19 @@ def test_flops_per_token_by_hand():
   assert bench.flops_per_token(untied, params + 40, length=6) == 6 * params + attention  # the lookup costs nothing, the head what it did
 
 
+def test_packed_flops_by_hand():
+  config = DecoderConfig(vocab_size=10, embed_dim=4, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=2, mlp_dim=5)
+  layers = 3 * (8 + 32 + 16 + 40 + 20) + 4
+  pairs = 6**2 / 2 + 2 * (3 * 6 + 3**2 / 2)  # a prompt of 6, two completions of 3
+  expected = 6 * layers * 12 + 6 * 40 * 6 + 12 * 3 * 2 * 2 * pairs
+  assert bench.packed_flops(config, layers + 40, length=6, branches=2, new=3) == expected
+  untied = dataclasses.replace(config, tie_embeddings=False)
+  assert bench.packed_flops(untied, layers + 80, length=6, branches=2, new=3) == expected
+  # One completion is a plain row whose prompt is not projected.
+  alone = bench.packed_flops(config, layers + 40, length=6, branches=1, new=3)
+  assert alone == 9 * bench.flops_per_token(config, layers + 40, length=9) - 6 * 40 * 6
+
+
 @pytest.mark.parametrize(
   ('kind', 'peak'),
   [

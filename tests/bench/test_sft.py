@@ -1,4 +1,4 @@
-"""Fine-tuning runs, alone and beside PyTorch, and does the work it says; how fast anything is, is not tested."""
+"""Fine-tuning runs, alone and beside peers, and does the work it says; how fast anything is, is not tested."""
 
 import dataclasses
 import json
@@ -51,11 +51,31 @@ import sys
 sys.path.insert(0, {scripts!r})
 from protocol import serve
 serve({{
-  'load': lambda folder, threads: {{'versions': {{'torch': '0'}}}},
-  'optimize': lambda compiled, **settings: {{}},
-  'train': lambda seed, shape: {{'seconds': float(1 + seed[-1]), 'losses': [{loss}] * shape[0]}},
+  'load': lambda folder, threads: {{'versions': {{{name!r}: '0'}}}},
+  'optimize': lambda {settings}: {{}},
+  'train': lambda seed, shape: {{
+    'seconds': {slower} * float(1 + seed[-1]), 'losses': [{loss}] * shape[0], 'tokens': shape[0] * shape[1] * (shape[2] - 1) - {missing}}},
 }})
 """
+
+
+@pytest.fixture
+def fake_peers(monkeypatch, tmp_path):
+  """Puts such scripts in the place of the peers' own; TRL's takes twice as long, and only PyTorch's may be compiled."""
+
+  def write(loss=2.0, missing=0):
+    for name in sft.PEERS:
+      settings = ('compiled, ' if name == 'torch' else '') + 'learning_rate, weight_decay, clip_norm'
+      slower = 2 if name == 'trl' else 1
+      script = FAKE.format(scripts=str(scripts), name=name, settings=settings, slower=slower, loss=loss, missing=missing)
+      (tmp_path / f'{name}_peer.py').write_text(script)
+
+  scripts = turns.SCRIPTS
+  monkeypatch.setattr(turns, 'SCRIPTS', tmp_path)
+  monkeypatch.setattr(turns, 'PEERS', {name: () for name in sft.PEERS})
+  monkeypatch.setattr(sft, 'JaxTraining', OurTraining)
+  monkeypatch.setattr(command, 'keep_freed_memory', lambda: True)
+  return write
 
 
 class OurTraining:
@@ -65,70 +85,61 @@ class OurTraining:
     pass
 
   def train(self, seed, shape):
-    return 4.0, [2.0] * shape[0]
+    return sft.Trained(4.0, [2.0] * shape[0], shape[0] * shape[1] * (shape[2] - 1))
 
 
-def test_sft_beside_a_peer(monkeypatch, capsys, tmp_path):
-  scripts = turns.SCRIPTS
-  monkeypatch.setattr(turns, 'SCRIPTS', tmp_path)
-  monkeypatch.setattr(turns, 'PEERS', {'torch': ()})
-  monkeypatch.setattr(sft, 'JaxTraining', OurTraining)
-  monkeypatch.setattr(command, 'keep_freed_memory', lambda: True)
-  small = ['sft', '--vs', 'torch', '--model', 'dummy', '--batch-size', '2', '--length', '8', '--steps', '3', '--repeats', '2', '--compile']
-  (tmp_path / 'torch_peer.py').write_text(FAKE.format(scripts=str(scripts), loss=2.0))
-  assert main([*small, '--output', str(tmp_path / 'b.json')]) == 0
+BESIDE = ['sft', '--vs', 'torch', '--model', 'dummy', '--batch-size', '2', '--length', '8', '--steps', '3', '--repeats', '2']
+
+
+def test_sft_beside_a_peer(fake_peers, capsys, tmp_path):
+  fake_peers()
+  assert main([*BESIDE, '--compile', '--output', str(tmp_path / 'b.json')]) == 0
   result = json.loads((tmp_path / 'b.json').read_text())
   figures, peers = result['figures'], ['torch', 'torch, memory kept', 'torch, compiled', 'torch, compiled, memory kept']
-  assert set(figures) == {'mempi_jax', *peers, *(f'ratio to {name}' for name in peers)}
+  assert set(figures) == {'mempi_jax', *peers, *(f'ratio to {name}' for name in peers), 'ratio to the best'}
   assert figures['torch'] == {'median': 20.0, 'min': 16.0, 'max': 24.0}  # 48 tokens in 2 s, then in 3 s
   assert figures['ratio to torch, memory kept'] == {'median': 0.625, 'min': 0.5, 'max': 0.75}
   assert result['versions']['torch'] == '0' and result['memory_kept'] is True
   assert 'ratio to torch, compiled' in capsys.readouterr().out
-  (tmp_path / 'torch_peer.py').write_text(FAKE.format(scripts=str(scripts), loss=2.1))
+
+
+def test_sft_beside_several_peers(fake_peers, tmp_path):
+  fake_peers()
+  assert main([*BESIDE, '--vs', 'torch,trl,tunix', '--output', str(tmp_path / 'b.json')]) == 0
+  result = json.loads((tmp_path / 'b.json').read_text())
+  figures = result['figures']
+  assert set(result['warmup_losses']) == {'mempi_jax', *(name + kept for name in sft.PEERS for kept in ('', turns.KEPT))}
+  assert figures['tunix'] == {'median': 20.0, 'min': 16.0, 'max': 24.0} and figures['trl'] == {'median': 10.0, 'min': 8.0, 'max': 12.0}
+  assert figures['ratio to trl']['median'] == 1.25 and figures['ratio to the best']['median'] == 0.625
+  assert {'torch', 'trl', 'tunix'} <= set(result['versions'])
+
+
+def test_peers_that_do_other_work_are_found(fake_peers, capsys):
+  fake_peers(loss=2.1)
   with pytest.raises(SystemExit):
-    main(small)
-  assert 'the two sides do not do the same work' in capsys.readouterr().err
+    main(BESIDE)
+  assert 'the two sides do not do the same work: loss of the first step 2.000000 here, 2.100000 in torch' in capsys.readouterr().err
+  fake_peers(missing=2)
+  with pytest.raises(SystemExit):
+    main(BESIDE)
+  assert 'torch had 40 tokens with a loss, expected 42' in capsys.readouterr().err
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kept', [False, True])
-def test_sft_beside_torch_does_the_same_work(kept, monkeypatch, tmp_path):
-  pytest.importorskip('torch')
+@pytest.mark.parametrize(('name', 'kept'), [('torch', False), ('torch', True), ('trl', True), ('tunix', True)])
+def test_sft_beside_a_real_peer_does_the_same_work(name, kept, monkeypatch, tmp_path):
+  pytest.importorskip(name)
   monkeypatch.setattr(command, 'keep_freed_memory', lambda: kept)
   # A folder, grouped heads and biases too; the command itself fails where the losses differ.
   config = dataclasses.replace(models.named_model(models.QWEN2_5M), vocab_size=64, embed_dim=32, num_layers=2, head_dim=16, mlp_dim=48)
   save_model(tmp_path / 'model', config, init_params(config, jax.random.key(0)))
-  arguments = [
-    'sft',
-    '--vs',
-    'torch',
-    '--model',
-    str(tmp_path / 'model'),
-    '--batch-size',
-    '2',
-    '--length',
-    '16',
-    '--steps',
-    '1',
-    '--repeats',
-    '1',
-  ]
-  assert main([*arguments, '--output', str(tmp_path / 'b.json')]) == 0
+  small = ['sft', '--vs', name, '--model', str(tmp_path / 'model'), '--batch-size', '2', '--length', '16', '--steps', '1', '--repeats', '1']
+  assert main([*small, '--output', str(tmp_path / 'b.json')]) == 0
   result = json.loads((tmp_path / 'b.json').read_text())
-  np.testing.assert_allclose(result['warmup_losses']['mempi_jax'], result['warmup_losses']['torch'], rtol=1e-4)
+  np.testing.assert_allclose(result['warmup_losses']['mempi_jax'], result['warmup_losses'][name], rtol=1e-4)
   figures = result['figures']
-  assert [name for name in figures if name.startswith('torch')] == (['torch', 'torch, memory kept'] if kept else ['torch'])
-  assert figures['ratio to torch']['median'] == pytest.approx(figures['mempi_jax']['median'] / figures['torch']['median'])
-
-
-def test_sides_that_differ_are_found():
-  sft.check_same_work([5.0, 4.0], [5.0002, 4.03])
-  with pytest.raises(ValueError, match='first step'):
-    sft.check_same_work([5.0, 4.0], [5.01, 4.0])
-  with pytest.raises(ValueError, match='last warm-up step'):
-    sft.check_same_work([5.0, 4.0], [5.0, 4.1])
-  with pytest.raises(ValueError, match='first step'):
-    sft.check_same_work([float('nan'), 4.0], [5.0, 4.0])
+  assert [found for found in figures if found.startswith(name)] == ([name, f'{name}, memory kept'] if kept else [name])
+  assert figures[f'ratio to {name}']['median'] == pytest.approx(figures['mempi_jax']['median'] / figures[name]['median'])
 
 
 def test_bad_sft_arguments(monkeypatch, capsys, tmp_path):
@@ -144,7 +155,7 @@ def test_bad_sft_arguments(monkeypatch, capsys, tmp_path):
   assert '--length at least 2' in error_of(['sft', '--length', '1'])
   assert 'float32' in error_of([*small, '--vs', 'torch', '--dtype', 'bfloat16'])
   assert 'splash' in error_of([*small, '--attention', 'splash'])
-  assert "unknown peer 'tensorflow': expected some of torch" in error_of([*small, '--vs', 'torch,tensorflow'])
+  assert "unknown peer 'tensorflow': expected some of torch, trl, tunix" in error_of([*small, '--vs', 'torch,tensorflow'])
   monkeypatch.setattr(turns.importlib.util, 'find_spec', lambda name: None)
   message = error_of([*small, '--vs', 'torch', '--peers', str(tmp_path)])
   assert f'bash mempi_jax/bench/peers/install.sh {tmp_path} torch' in message and "pip install 'mempi_jax[torch]'" in message

@@ -115,3 +115,36 @@ def test_sides_take_turns():
   assert rows == [{'a': 1.0, 'b': 2.0}, {'a': 4.0, 'b': 3.0}, {'a': 5.0, 'b': 6.0}]
   assert turns.summary(rows)['a'] == {'median': 4.0, 'min': 1.0, 'max': 5.0}
   assert turns.format_figure({'median': 0.5, 'min': 0.25, 'max': 12.0}, digits=1, factor=100) == '50.0 [25.0, 1,200.0]'
+
+
+def test_ratios_are_of_speeds_to_the_best_peer():
+  speeds = [{'mempi_jax': 6.0, 'torch': 3.0, 'tunix': 4.0}, {'mempi_jax': 6.0, 'torch': 8.0, 'tunix': 4.0}]
+  turns.add_ratio(speeds, max)
+  assert [row['ratio'] for row in speeds] == [1.5, 0.75]
+  durations = [{'mempi_jax': 2.0, 'trl': 3.0, 'tunix': 4.0}, {'mempi_jax': 2.0}]
+  turns.add_ratio(durations, min)
+  assert durations[0]['ratio'] == 1.5 and 'ratio' not in durations[1]
+
+
+def test_sides_that_differ_are_found():
+  turns.check_same_losses('x', [5.0, 4.0], [5.0002, 4.03])
+  with pytest.raises(ValueError, match='first step 5.010000 here, 5.000000 in x'):
+    turns.check_same_losses('x', [5.01, 4.0], [5.0, 4.0])
+  with pytest.raises(ValueError, match='last warm-up step'):
+    turns.check_same_losses('x', [5.0, 4.0], [5.0, 4.1])
+  with pytest.raises(ValueError, match='first step'):
+    turns.check_same_losses('x', [float('nan'), 4.0], [5.0, 4.0])
+  turns.check_count('x', 'tokens', 3, 3)
+  with pytest.raises(ValueError, match='x had 2 tokens, expected 3'):
+    turns.check_count('x', 'tokens', 2, 3)
+  turns.check_same_distance('x', 1.0, 1.9)
+  with pytest.raises(ValueError, match='parameters moved by 1 here, by 2.1 in x'):
+    turns.check_same_distance('x', 1.0, 2.1)
+
+
+def test_a_run_says_where_it_ran(capsys):
+  run = turns.describe_run({'jax': '1'}, 0.5, False)
+  assert run['device'] == 'cpu' and run['cpus'] >= 1 and run['versions'] == {'jax': '1'}
+  turns.print_run(run)
+  out = capsys.readouterr().out
+  assert 'load average before 0.5' in out and 'jax 1' in out and 'gives freed memory back' in out

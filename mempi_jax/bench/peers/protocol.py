@@ -25,6 +25,12 @@ def reward(completion: Sequence[int]) -> float:
   return sum(token % 2 == 0 for token in completion) / max(len(completion), 1)
 
 
+def advantages_of(completions: np.ndarray) -> np.ndarray:
+  """Rewards of completions [B, K, N], less their group's mean, over its standard deviation: f32[B, K]."""
+  rewards = np.array([[reward(tokens) for tokens in group] for group in completions])
+  return ((rewards - rewards.mean(axis=1, keepdims=True)) / (rewards.std(axis=1, keepdims=True) + 1e-4)).astype(np.float32)
+
+
 class Requests:
   """A script's end: `next` request, `reply`, and so on. There is one a process."""
 

@@ -41,10 +41,10 @@ def optimize(compiled: bool, learning_rate: float, weight_decay: float, clip_nor
 
 
 def train(seed: list[int], shape: list[int]) -> dict[str, Any]:
-  """One training step for each of the batches [steps, rows, length] that the seed draws; the seconds of all, and the loss of each."""
+  """One training step for each of the batches [steps, rows, length] that the seed draws; the seconds of all, the loss of each, how many tokens had one."""
   model, optimizer = loaded['model'], loaded['optimizer']
   batches = draw_tokens(seed, shape, model.config.vocab_size)
-  losses, start = [], time.perf_counter()
+  losses, targets, start = [], 0, time.perf_counter()
   for batch in batches:
     tokens = torch.from_numpy(batch.astype(np.int64))
     loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
@@ -53,7 +53,8 @@ def train(seed: list[int], shape: list[int]) -> dict[str, Any]:
     torch.nn.utils.clip_grad_norm_(model.parameters(), loaded['clip_norm'])
     optimizer.step()
     losses.append(loss.detach())
-  return {'seconds': time.perf_counter() - start, 'losses': [float(loss) for loss in losses]}
+    targets += tokens[:, 1:].numel()
+  return {'seconds': time.perf_counter() - start, 'losses': [float(loss) for loss in losses], 'tokens': targets}
 
 
 # How transformers may generate: settings of its cache, and whether the model is compiled. None is the fastest for every number of rows.
