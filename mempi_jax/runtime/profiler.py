@@ -16,6 +16,8 @@ from pathlib import Path
 
 import jax
 
+from mempi_jax.config import ConfigError
+
 FOLDER = 'profile'  # of a stage
 
 _logger = logging.getLogger(__name__)
@@ -25,14 +27,14 @@ def parse_steps(text: str) -> range | None:
   """'10:13' -> range(10, 13), '' -> None.
 
   Raises:
-    ValueError: other text, or a slice that holds no step.
+    ConfigError, a ValueError: other text, or a slice that holds no step.
   """
   if not text:
     return None
   found = re.fullmatch(r'(\d+):(\d+)', text)
   steps = range(int(found[1]), int(found[2])) if found else range(0)
   if not steps:
-    raise ValueError(f"profile.steps is {text!r}, expected '' or first:end with first < end, as in '10:13' for steps 10, 11 and 12")
+    raise ConfigError(f"profile.steps is {text!r}, expected '' or first:end with first < end, as in '10:13' for steps 10, 11 and 12")
   return steps
 
 
