@@ -2,6 +2,9 @@
 
     python launch/sweep.py --config=configs/sweep_example.py --workdir=runs/sweep_example --jobs=2
     python launch/sweep.py --config=configs/sweep_example.py --workdir=runs/study_example --trials=4 --jobs=2      # needs the extra `sweeps`
+
+Before be278d0, 128 held-out games a run, two runs a learning rate: agent alone 0.391, RAG 0.547, stage 1 0.516; Mem-π 0.488 at 2e-4 and 0.508 at 2e-3, a
+difference of +0.020 [-0.027, +0.066] that shows nothing.
 """
 
 from collections.abc import Iterator

@@ -385,6 +385,7 @@ def _hold_after_orphans(plan: Plan, processes: Processes, say: Callable[[str], N
 
 def _attempt(config: str, plan: Plan, lock: int, processes: Processes) -> State:
   started, status = time.monotonic(), 0
+  (plan.folder / RECORD).unlink(missing_ok=True)  # it is of an earlier attempt
   with open(plan.folder / LOG, 'ab') as log:
     begin = log.tell()
     for command in commands_of(config, plan):

@@ -3,12 +3,14 @@
     python -m mempi_jax.sweep --config=configs/alfworld_sweep.py --workdir=runs/alfworld_sweep --jobs=1
     python -m mempi_jax.sweep --config=configs/ablations.py --workdir=runs/ablations --tables        # runs nothing: tables of what is finished
 
-Finished runs are skipped and killed ones go on, as each command does by itself. What a run has in common with one that is finished, such as
-bank and stage 1 in an ablation of stage 2, is taken over from it (see `mempi_jax.siblings`). At the end WORKDIR/runs.csv has a line for each run and
-memory. Runs that differ in household and seed alone are one variant; `sweep()` may give it a name under the key 'variant'. One variant is
-pooled into WORKDIR/pooled/ (see `mempi_jax.report`); several are pooled one by one, and compared with the first, in WORKDIR/variants/ (see
-`mempi_jax.variants_report`). On a cluster, start one process a machine with `--shard=I/N`: machine I takes every N-th run; `--tables` once
-all are done.
+`launch/sweep.py` does the same, and more: grids, studies, Slurm. Finished runs are skipped and killed ones go on (see `mempi_jax.runs`). What a run has
+in common with one that is finished, such as bank and stage 1 in an ablation of stage 2, is taken over from it (see `mempi_jax.siblings`).
+
+At the end WORKDIR/table.md and table.csv have a line for each run, plot.png shows them (see `mempi_jax.sweep_report`), and runs.csv has a line for each run,
+split and memory. Runs that differ in household and seed alone are one variant; `sweep()` may give it a name under the key 'variant'. One variant
+is pooled into WORKDIR/pooled/ (see `mempi_jax.report`); several are pooled one by one, and compared with the first, in WORKDIR/variants/ (see
+`mempi_jax.variants_report`). On several machines that share WORKDIR, start one process each with `--shard=I/N`: machine I takes every N-th run; who
+finishes last makes the tables.
 """
 
 from __future__ import annotations

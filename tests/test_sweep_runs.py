@@ -207,6 +207,7 @@ def test_a_sweep_that_is_killed_goes_on(sweep, number):
   workdir.mkdir()
   (workdir / 'wait').touch()
   plans = make_plans(config, workdir, [{'rate': 0.1}, {'rate': 0.2}])
+  files.write_json(plans[0].folder / 'run.json', {'status': 1})  # of an earlier attempt
   process = subprocess.Popen([sys.executable, '-c', SWEEP, config, workdir], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
   wait_for(lambda: all(started(plan.folder) for plan in plans))
   process.send_signal(number)
