@@ -3,7 +3,7 @@
     python -m mempi_jax.train --config=configs/qwen2_5_7b_alfworld.py:mesh=gpu-8 --workdir=runs/qwen2_5_7b
     python -m mempi_jax.evaluate --config=configs/qwen2_5_7b_alfworld.py:mesh=gpu-8 --workdir=runs/qwen2_5_7b
 
-Meshes: gpu-8 (eight of 80 GB), v5e-16, v5p-8. The frozen weights are split over all devices, bfloat16: 15.2 GB in all; the adapter, float32,
+Meshes: gpu-8 (eight of 80 GB), v5e-16, v5p-8, v5p-16. The frozen weights are split over all devices, bfloat16: 15.2 GB in all; the adapter, float32,
 is what training changes and what checkpoints hold. Weights: the hub's, or a folder: --config.policy.init=FOLDER.
 Not yet run; its shapes are checked by tests/test_pretrained.py.
 """
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mempi_jax.config import ConfigError, load_config
 
-DEVICES = {'gpu-8': 8, 'v5e-16': 16, 'v5p-8': 8}
+DEVICES = {'gpu-8': 8, 'v5e-16': 16, 'v5p-8': 4, 'v5p-16': 8}  # a v5p is named by its cores, two a device
 
 
 def get_config(mesh: str = 'gpu-8', full: bool = False) -> ConfigDict:

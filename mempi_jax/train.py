@@ -31,13 +31,7 @@ from mempi_jax.evals.control import Verdict, format_verdict, judge
 from mempi_jax.evals.probes import Probes
 from mempi_jax.experience.bank import BankEntry, read_episodes
 from mempi_jax.experience.collecting import play_to_log
-from mempi_jax.losses.policy_gradient import (
-  content_policy_gradient_loss,
-  decision_policy_gradient_loss,
-  decision_ratio_loss,
-  decision_regression_loss,
-)
-from mempi_jax.losses.sft import sft_loss
+from mempi_jax.losses.policy_gradient import content_policy_gradient_loss
 from mempi_jax.memories import OPERATIONS, check_memories, fact_memory, make_rag, prepare, write_facts
 from mempi_jax.memory.mem0 import build_facts
 from mempi_jax.memory.memory_r1 import PolicyManager, demonstrations
@@ -63,6 +57,7 @@ from mempi_jax.runtime.workdir import COMPILED, join_hosts, report_errors, share
 from mempi_jax.sources.manager import ManagerSource
 from mempi_jax.sources.rollout import RolloutSource, make_tasks
 from mempi_jax.sources.sft import SftSource
+from mempi_jax.training.objectives import imitation_loss, stage2_loss
 from mempi_jax.training.update import Loss, Update, arrays_of, forward_loss
 from mempi_jax.types import Context, Guidance, Source, TrainBatch
 from mempi_jax.world import TRAIN_SPLIT, World, agent_lm, check_policy, open_world
@@ -98,7 +93,8 @@ def train(config: FrozenConfigDict, workdir: Path, allow: Collection[str] = ()) 
 def check_run(config: FrozenConfigDict) -> None:
   """Raises ConfigError for what would only be found in the middle of a training: a tracker, a profile, a batch that the mesh cannot split."""
   try:
-    check_tracker(config.tracker)
+    if hosts.is_first():
+      check_tracker(config.tracker)
     parse_steps(config.profile.steps)
     layout = make_layout(config.mesh)
   except (ValueError, ImportError) as error:
@@ -149,13 +145,6 @@ def train_stage1(world: World, entries: Sequence[BankEntry]) -> GuidancePolicy:
   }
   files.mark_done(folder, summary)
   return policy
-
-
-def imitation_loss(
-  logit: jax.Array, logps: jax.Array, batch: TrainBatch, num_rows: jax.Array | None, num_tokens: jax.Array | None
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """SFT's loss of a batch (method section 2)."""
-  return sft_loss(logit, logps, batch.content_mask, batch.decision_target, batch.valid, num_rows, num_tokens)
 
 
 def fine_tune(
@@ -274,37 +263,6 @@ def _reinforce(
   policy = fit(world, folder, description, policy, source, loss, config, num_steps, inner_epochs=config.inner_epochs, evaluate=probes)
   files.mark_done(folder, {'updates': config.updates} | probes(policy.trained))
   return policy
-
-
-def stage2_loss(
-  config: FrozenConfigDict,
-  logit: jax.Array,
-  logps: jax.Array,
-  batch: TrainBatch,
-  num_rows: jax.Array | None,
-  num_tokens: jax.Array | None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Decision and content losses with weights of their own (method section 3)."""
-  match config.decision_loss:
-    case 'regression':
-      decision, metrics = decision_regression_loss(
-        logit, batch.ref_logit, batch.decision_adv, batch.valid, beta=config.decision_beta, num_rows=num_rows
-      )
-    case 'policy_gradient':
-      decision, metrics = decision_policy_gradient_loss(
-        logit, batch.ref_logit, batch.decision_adv, batch.valid, kl=config.decision_kl, num_rows=num_rows
-      )
-    case 'ratio':
-      decision, metrics = decision_ratio_loss(
-        logit, batch.old_logit, batch.ref_logit, batch.decision_adv, batch.valid, num_generate=config.branches,
-        clip_low=config.decision_clip, clip_high=config.decision_clip, kl=config.decision_kl, num_rows=num_rows,
-      )  # fmt: skip
-  content, content_metrics = content_policy_gradient_loss(
-    logps, batch.old_logps, batch.ref_logps, batch.content_adv, batch.content_mask,
-    clip_low=config.clip_low, clip_high=config.clip_high, kl=config.content_kl, num_tokens=num_tokens,
-  )  # fmt: skip
-  total = config.decision_weight * decision + config.content_weight * content
-  return total, {'loss/decision': decision, 'loss/content': content, **metrics, **content_metrics}
 
 
 def make_probes(world: World, policy: GuidancePolicy, folder: Path) -> Probes:
@@ -439,6 +397,8 @@ def fit(
             checkpoints.save(step, state, {'source': source.state()})
           raise
         arrays = update.put(batch)
+        with clock('compile'):
+          update.compiled(state, frozen, arrays)
         with clock('update'), hosts.watch(f'{description}, step {step}'):
           for _ in range(inner_epochs):
             state, scalars = update(state, frozen, arrays)

@@ -22,7 +22,8 @@ from mempi_jax.policy.policy import load_policy
 from mempi_jax.policy.pretrained import load_pretrained
 from mempi_jax.policy.tokenizer import Tokenizer
 from mempi_jax.runtime.checkpoint import Checkpointer
-from mempi_jax.train import forward_loss, stage2_loss
+from mempi_jax.training.objectives import stage2_loss
+from mempi_jax.training.update import forward_loss
 from mempi_jax.types import Context, Task
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -201,7 +202,7 @@ def test_configs_of_real_models_resolve_and_fit_together(path, trained_millions)
   arrays |= {name: f32((groups, width)) for name in ('content_mask', 'content_adv', 'old_logps', 'ref_logps')}
   arrays |= {name: f32((groups,)) for name in ('decision_target', 'decision_adv', 'ref_logit', 'old_logit')}
   arrays['valid'] = jax.ShapeDtypeStruct((groups,), jnp.bool_)
-  loss = forward_loss(policy, compute, lambda logit, logps, batch: stage2_loss(config.stage2, logit, logps, batch))
+  loss = forward_loss(policy, compute, functools.partial(stage2_loss, config.stage2))
   gradients = jax.eval_shape(lambda *arguments: jax.grad(loss, has_aux=True)(*arguments)[0], trained, frozen, arrays)
   assert jax.tree.map(lambda leaf: leaf.shape, gradients) == jax.tree.map(lambda leaf: leaf.shape, trained)
   assert differences(compute, shape) == ''

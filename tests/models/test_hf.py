@@ -71,11 +71,12 @@ def test_weights_go_straight_onto_a_mesh(folder):
   code = f"""
 import functools, jax, numpy as np
 from mempi_jax.models.hf import load_model
-from mempi_jax.runtime.sharding import make_mesh, shard_state
-mesh = make_mesh(4)
-_, params = load_model({str(folder)!r}, place=functools.partial(shard_state, mesh))
+from mempi_jax.models.partition import shardings
+from tests.layouts import layout
+mesh = layout(2, 4, 1)
+_, params = load_model({str(folder)!r}, place=functools.partial(shardings, mesh))
 qkv = params['layer_1']['qkv']
-assert {{shard.data.shape for shard in qkv.addressable_shards}} == {{(32, 16)}}, qkv.sharding
+assert {{shard.data.shape for shard in qkv.addressable_shards}} == {{(8, 64)}}, qkv.sharding
 _, whole = load_model({str(folder)!r})
 jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), params, whole)
 """

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from mempi_jax.losses.sft import sft_loss
+from mempi_jax.config import load_config
 from mempi_jax.models.decoder import DecoderConfig, init_params, stack_layers
 from mempi_jax.models.lora import LoraConfig, apply_lora, init_lora
 from mempi_jax.policy.score import score_rows
 from mempi_jax.runtime.optim import make_optimizer, optimizer_fields
-from mempi_jax.runtime.sharding import Layout, make_layout
-from mempi_jax.train import stage2_loss
+from mempi_jax.runtime.sharding import Layout
+from mempi_jax.training.objectives import imitation_loss, stage2_loss
 from mempi_jax.training.update import Update
 from mempi_jax.types import TrainBatch
 from tests.small_run import CONFIG
 
-from mempi_jax.config import load_config  # isort: skip
-
 MODEL = DecoderConfig(vocab_size=96, embed_dim=32, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=8, mlp_dim=64, qkv_bias=True)
 ROWS, BRANCHES, PROMPT, CONTENT = 16, 3, 10, 5
-
-
-def layout(data: int, fsdp: int, tensor: int, devices: Any = None) -> Layout:
-  """A layout with the rules of configs/alfworld.py."""
-  mesh = ConfigDict(load_config(CONFIG).mesh)
-  mesh.data, mesh.fsdp, mesh.tensor = data, fsdp, tensor
-  return make_layout(mesh, devices)
 
 
 def batch(seed: int) -> TrainBatch:
@@ -68,17 +59,12 @@ def make_update(
   where: Layout, stage: str, *, micro_batches: int = 1, scan: bool = False, lora: bool = False, optimizer: str = 'adam', dtype: str = 'float32'
 ) -> tuple[Update, dict[str, Any], Any]:
   """An update, its first state, and what is frozen."""
-  import dataclasses
-
   config = dataclasses.replace(MODEL, scan_layers=scan, remat='full' if scan else 'none', dtype=dtype)
   params = jax.tree.map(lambda leaf: leaf * 4.0 if leaf.ndim == 2 else leaf, init_params(MODEL, jax.random.key(0)))
   adapter = LoraConfig(4, 8.0, tokens=(5, 7))
   fields = optimizer_fields()
   fields.name, fields.learning_rate, fields.epsilon = optimizer, 1e-3, 1e-5
-  if stage == 'sft':
-    loss = lambda logit, logps, b, rows, tokens: sft_loss(logit, logps, b.content_mask, b.decision_target, b.valid, rows, tokens)
-  else:
-    loss = functools.partial(stage2_loss, load_config(CONFIG).stage2)
+  loss = imitation_loss if stage == 'sft' else functools.partial(stage2_loss, load_config(CONFIG).stage2)
 
   def compute(trained: Any, frozen: Any, arrays: Any, num_rows: Any, num_tokens: Any) -> Any:
     b = TrainBatch(**arrays)
