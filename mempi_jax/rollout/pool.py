@@ -11,7 +11,8 @@ episode after the other, each of which begins with a reset: how that gives the s
 A worker is ended with every process below it. What is none, such as a container of a daemon or a session on a server, is the environment's to
 tie to its own life: `close` is not called where a worker dies or hangs.
 
-The processes themselves are in worker.py, what the pool holds of them in handles.py. `RemoteEnvs` is the seam for another backend, such as one with workers on other machines.
+The processes themselves are in worker.py, what the pool holds of them in handles.py. `RemoteEnvs` is the seam to other backends: ray_pool.py has workers
+on other machines.
 """
 
 from __future__ import annotations
@@ -100,6 +101,11 @@ class Counters:
     """Resets and steps that failed, and workers that died unasked."""
     return self.failed_starts + self.raised + self.deaths + self.hangs + self.leaks + self.garbled
 
+  def count_fault(self, fault: Fault | None) -> None:
+    """One more of a fault; what the caller asked for is none."""
+    if fault in _COUNTED:
+      setattr(self, _COUNTED[fault], getattr(self, _COUNTED[fault]) + 1)
+
 
 _COUNTED = {
   Fault.RAISED: 'raised',
@@ -154,11 +160,7 @@ class Pool:
   ):
     if sys.platform != 'linux':
       raise PoolError(f'the pool needs Linux (/proc, prctl), this is {sys.platform}; play with workers=0, in this process')
-    if workers < 1 or spares < 0:
-      raise ValueError(f'{workers} workers and {spares} spares: expected at least one worker, and no negative number')
-    for name, seconds in (('reset', reset_timeout), ('step', step_timeout), ('start', start_timeout)):
-      if not 0 < seconds < math.inf:
-        raise ValueError(f'{name}_timeout is {seconds}: expected a number of seconds above 0')
+    check_settings(workers, spares, reset_timeout, step_timeout, start_timeout)
     self.workers, self.spares = workers, spares
     self.reset_timeout, self.step_timeout, self.start_timeout, self.close_timeout = reset_timeout, step_timeout, start_timeout, close_timeout
     self.message_bytes = message_bytes
@@ -167,7 +169,7 @@ class Pool:
       'path': list(sys.path),
       'flags': FLAGS,
       'owner': os.getpid(),
-      'make_env': _pickle(make_env),
+      'make_env': pickle_maker(make_env),
       'preload': preload,
       'memory_bytes': memory_limit,
       'memory_warning': math.inf if memory_limit is None else _WARNING * memory_limit,
@@ -256,7 +258,7 @@ class Pool:
         except WorkerError as error:
           self._start_failed(error)
         else:
-          self._count_fault(worker.why_ended())
+          self.counters.count_fault(worker.why_ended())
           _logger.warning('a worker that was waiting ended: %s', worker.describe_end())
         worker.drop()
       self._fill()
@@ -284,7 +286,7 @@ class Pool:
     """A worker that was taken is no good any more."""
     with self._lock:
       self._held.discard(worker)
-      self._count_fault(fault)
+      self.counters.count_fault(fault)
       self._finish(worker)
       self._fill()
 
@@ -322,10 +324,6 @@ class Pool:
         self._start_failed(error)
         break
       self.counters.started += 1
-
-  def _count_fault(self, fault: Fault | None) -> None:
-    if fault in _COUNTED:
-      setattr(self.counters, _COUNTED[fault], getattr(self.counters, _COUNTED[fault]) + 1)
 
   def _start_failed(self, error: Exception) -> None:
     self.counters.failed_starts += 1
@@ -372,7 +370,7 @@ class PooledEnv:
         raise
     self._pool.count('resets')
     message, pixels = self._ask({'reset': [task.env, task.task_id, task.split, task.seed]}, self._pool.reset_timeout, f'reset({task.task_id!r})')
-    context = self._read(lambda: _unpack_context(message['context'], pixels), 'reset')
+    context = self._read(lambda: unpack_context(message['context'], pixels), 'reset')
     self._playing = True
     return context
 
@@ -382,7 +380,7 @@ class PooledEnv:
       raise RuntimeError('call reset(task) before step(action)')
     self._pool.count('steps')
     message, _ = self._ask({'step': action}, self._pool.step_timeout, 'step')
-    return self._read(lambda: _unpack_step(message['step']), 'step')
+    return self._read(lambda: unpack_step(message['step']), 'step')
 
   def close(self) -> None:
     """Gives the worker back."""
@@ -435,8 +433,17 @@ class PooledEnv:
     self._pool.lose(worker, fault)
 
 
-def _pickle(make_env: Callable[[], Env]) -> bytes:
-  """Raises ValueError where it cannot be imported by another process."""
+def check_settings(workers: int, spares: int, reset_timeout: float, step_timeout: float, start_timeout: float) -> None:
+  """Raises ValueError for a setting of a pool that makes no sense."""
+  if workers < 1 or spares < 0:
+    raise ValueError(f'{workers} workers and {spares} spares: expected at least one worker, and no negative number')
+  for name, seconds in (('reset', reset_timeout), ('step', step_timeout), ('start', start_timeout)):
+    if not 0 < seconds < math.inf:
+      raise ValueError(f'{name}_timeout is {seconds}: expected a number of seconds above 0')
+
+
+def pickle_maker(make_env: Callable[[], Env]) -> bytes:
+  """What makes an environment, for another process. Raises ValueError where that could not import it."""
   try:
     pickled = pickle.dumps(make_env)
   except Exception as error:
@@ -446,7 +453,8 @@ def _pickle(make_env: Callable[[], Env]) -> bytes:
   return pickled
 
 
-def _unpack_context(fields: dict[str, Any], pixels: bytearray) -> Context:
+def unpack_context(fields: dict[str, Any], pixels: bytearray) -> Context:
+  """What worker.pack_context packed. Raises KeyError, IndexError, TypeError or ValueError where it is something else."""
   image = None
   if fields['image'] is not None:
     name, shape = fields['image']
@@ -460,7 +468,8 @@ def _unpack_context(fields: dict[str, Any], pixels: bytearray) -> Context:
   return Context(task, _text(fields['goal']), _text(fields['observation']), history, image)
 
 
-def _unpack_step(fields: list[Any]) -> EnvStep:
+def unpack_step(fields: list[Any]) -> EnvStep:
+  """As `unpack_context`, of a step's four fields."""
   observation, reward, done, success = fields
   return EnvStep(_text(observation), float(reward), bool(done), bool(success))
 
