@@ -67,7 +67,7 @@ def run_study(config: str, workdir: Path, *, trials: int, jobs: int, most: int |
 
   Raises:
     ConfigError: Optuna is not installed, `study` or `OBJECTIVE` cannot be used, or the folder holds a study of another objective. SystemExit: a
-      trial failed, the others are finished all the same. What `make_plans` raises.
+      trial failed, or another process still runs one, the others are finished all the same. What `make_plans` raises.
   """
   if min(trials, jobs) < 1:
     raise ConfigError(f'trials is {trials} and jobs {jobs}, expected 1 or more of each')
@@ -79,13 +79,14 @@ def run_study(config: str, workdir: Path, *, trials: int, jobs: int, most: int |
     study = open_study(workdir, objective)
   plans: list[Plan] = []  # of this process, and those of finished trials: what is taken over may come from any
   plans += [plan for plan, _ in _plans(config, workdir, study, finished=True)]
-  count = {'run': 0, 'failed': 0}
+  count = {'run': 0, 'failed': 0, 'elsewhere': 0}
 
   def ended(plan: Plan, state: State) -> None:
     if state.kind == FINISHED:
       study.tell(_number(plan), _value_of(plan.folder, objective), skip_if_finished=True)
     count['run'] += state.kind != ELSEWHERE
     count['failed'] += state.kind not in (FINISHED, ELSEWHERE)
+    count['elsewhere'] += state.kind == ELSEWHERE
 
   def waiting() -> Iterator[Plan]:
     for plan, state in _plans(config, workdir, study, finished=False):
@@ -109,6 +110,7 @@ def run_study(config: str, workdir: Path, *, trials: int, jobs: int, most: int |
   report_study(config, workdir)
   if count['failed']:
     print(f'failed: {count["failed"]} trials; they are tried again when the study is started again')
+  if count['failed'] or (count['elsewhere'] and most is None):
     raise SystemExit(1)
 
 
