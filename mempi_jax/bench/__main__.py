@@ -29,6 +29,14 @@ measures database tasks, and fresh machines with commands (terminal.py).
 
 measures MiniWoB++: resets, and steps a second (browser.py).
 
+    python -m mempi_jax.bench memory --config=FILE [--devices N | --topology NAME] [--measure]
+
+says what an update takes of each device's memory, before anything is allocated (memory.py).
+
+    python -m mempi_jax.bench overhead --workdir FOLDER
+
+says where the seconds of a run's training loops went: the share that is the host's own work (overhead.py).
+
 Peers run in Pythons of their own, one at a time. `bash mempi_jax/bench/peers/install.sh DIR` makes those Pythons, `--peers DIR` names
 them; PyTorch may also be installed beside this package.
 """
@@ -44,7 +52,9 @@ import jax
 
 from mempi_jax.bench import generate, sft, update
 from mempi_jax.bench.browser import bench_browser, print_browser
+from mempi_jax.bench.memory import bench_memory, print_memory
 from mempi_jax.bench.models import QWEN2_5M
+from mempi_jax.bench.overhead import bench_overhead, print_overhead
 from mempi_jax.bench.pool import BACKENDS, bench_pool, print_pool
 from mempi_jax.bench.simulator import bench_simulator, print_simulator
 from mempi_jax.bench.terminal import bench_terminal, print_terminal
@@ -70,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   add_pool(commands)
   add_terminal(commands)
   add_browser(commands)
+  add_memory(commands)
+  add_overhead(commands)
   for command in commands.choices.values():
     command.add_argument('--repeats', type=int, default=5)
     command.add_argument('--seed', type=int, default=0)
@@ -268,6 +280,33 @@ def add_browser(commands: argparse._SubParsersAction) -> None:
     return bench_browser(arguments)
 
   parser.set_defaults(run=run, show=print_browser)
+
+
+def add_memory(commands: argparse._SubParsersAction) -> None:
+  """The options of the memory plan."""
+  parser = commands.add_parser('memory', help="what an update takes of each device's memory")
+  parser.add_argument('--config', required=True, help='config file')
+  parser.add_argument('--set', action='append', default=[], metavar='FIELD=VALUE', help='overrides one of its fields')
+  parser.add_argument('--stages', default='stage1,stage2', help='default stage1,stage2')
+  parser.add_argument('--devices', type=int, default=0, help='plan for so many processors (default: the devices found)')
+  parser.add_argument('--topology', default='', metavar='NAME', help="plan for TPUs that need not be there: 'v5p:2x2x2'; needs libtpu")
+  parser.add_argument('--device-gb', type=float, default=0.0, help='memory of one device: says whether the plan fits')
+  parser.add_argument('--measure', action='store_true', help='also allocates, and takes two steps')
+
+  def run(arguments: argparse.Namespace) -> dict[str, object]:
+    fields = dict(part.partition('=')[::2] for part in arguments.set)
+    if arguments.devices and not has_accelerator():
+      jax.config.update('jax_num_cpu_devices', arguments.devices)
+    return bench_memory(arguments, fields)
+
+  parser.set_defaults(run=run, show=print_memory)
+
+
+def add_overhead(commands: argparse._SubParsersAction) -> None:
+  """The options of the overheads."""
+  parser = commands.add_parser('overhead', help="the share of a run's training loops that is the host's own work")
+  parser.add_argument('--workdir', required=True, help='of a finished training')
+  parser.set_defaults(run=lambda arguments: bench_overhead(arguments.workdir), show=print_overhead)
 
 
 if __name__ == '__main__':
