@@ -128,7 +128,7 @@ class JaxSteps:
       batch, counts = self.sample()
       lengths += counts
       losses.append(self.learner.learn(batch))
-      self.engine.params = self.learner.state[0]
+      self.engine.params = self.learner.params
     jax.block_until_ready(self.learner.state)
     seconds = time.perf_counter() - start
     if not np.isfinite(losses).all():

@@ -1,9 +1,9 @@
 """Updates of reinforcement learning on fixed completions, alone or beside other libraries.
 
 K completions for each of a few prompts are given, with their advantages (GRPO's, of a cheap reward) and the log-probs of the policy that
-is said to have sampled them: the first one's with noise, so that ratios differ from 1 and some are clipped. An update is one forward and
-backward pass with the clipped surrogate, without a reference model, clipping of the gradient, AdamW. This package's rows hold a prompt
-once for all of its completions; the other libraries repeat it for each.
+is said to have sampled them: the first one's with noise, so that ratios differ from 1 and some are clipped. An update is the trainer's
+own (training/update.py): one forward and backward pass with the clipped surrogate, without a reference model, clipping of the gradient,
+AdamW. This package's rows hold a prompt once for all of its completions; the other libraries repeat it for each.
 
 All sides have the same random weights, from one folder, and learn from the same completions over and over; after the warm-up their losses
 must agree, and their parameters must have moved equally far. Each peer runs twice: as it comes, and with a C library that keeps freed
@@ -19,15 +19,13 @@ import functools
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+from ml_collections import ConfigDict
 
 from mempi_jax.bench.models import chosen_model, make_adamw, packed_flops, peak_flops
 from mempi_jax.bench.peers.protocol import draw_tokens, reward
@@ -53,6 +51,8 @@ from mempi_jax.losses.policy_gradient import content_policy_gradient_loss
 from mempi_jax.models.decoder import DecoderConfig, count_params, init_params, stack_layers
 from mempi_jax.models.hf import save_model
 from mempi_jax.policy.score import make_scorer, score_rows
+from mempi_jax.runtime.sharding import make_layout
+from mempi_jax.training.update import Compute, Update
 from mempi_jax.types import TrainBatch
 
 PEERS = ('trl', 'tunix')
@@ -60,7 +60,7 @@ WARMUP_UPDATES = 3  # the first one compiles
 NOISE = 0.2  # standard deviation of what is added to the first policy's log-probs
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM, CLIP = 1e-5, 0.01, 1.0, 0.2
 
-State = tuple[Any, Any]  # parameters, and the optimizer's state
+LOGICAL_AXES = ('rows', 'embed', 'heads', 'mlp', 'vocab', 'rank')  # of a mesh's rules; on one device none is split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,61 +136,58 @@ def given_batch(config: DecoderConfig, params: Any, step: Step) -> TrainBatch:
   return dataclasses.replace(batch, old_logps=logps + noise, ref_logps=logps)
 
 
-def make_update(
-  config: DecoderConfig, optimizer: optax.GradientTransformation, clip: float
-) -> Callable[[State, dict[str, jax.Array]], tuple[State, jax.Array]]:
-  """One compiled update: (state, a batch's arrays by name) -> state, loss f32[]. It takes the memory of the state that it is given."""
+def surrogate_loss(config: DecoderConfig, clip: float) -> Compute:
+  """The loss of packed rows: the contents' clipped surrogate alone, scored as the trainer scores them."""
 
-  def loss_of(params: Any, arrays: dict[str, jax.Array]) -> jax.Array:
+  def compute(
+    params: Any, frozen: Any, arrays: dict[str, jax.Array], num_rows: jax.Array | None = None, num_tokens: jax.Array | None = None
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
     batch = TrainBatch(**arrays)
     _, logps = score_rows(
       config, params, 0, 1, batch.tokens, batch.branch, batch.positions, batch.decision_index, batch.score_index, batch.targets
     )
-    loss, _ = content_policy_gradient_loss(
-      logps, batch.old_logps, batch.ref_logps, batch.content_adv, batch.content_mask, clip_low=clip, clip_high=clip, kl=0.0
-    )
-    return loss
+    return content_policy_gradient_loss(
+      logps, batch.old_logps, batch.ref_logps, batch.content_adv, batch.content_mask,
+      clip_low=clip, clip_high=clip, kl=0.0, num_tokens=num_tokens,
+    )  # fmt: skip
 
-  @functools.partial(jax.jit, donate_argnums=0)
-  def update(state: State, arrays: dict[str, jax.Array]) -> tuple[State, jax.Array]:
-    params, optimizer_state = state
-    loss, gradients = jax.value_and_grad(loss_of)(params, arrays)
-    updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-    return (optax.apply_updates(params, updates), optimizer_state), loss
-
-  return update
+  return compute
 
 
 class JaxLearner:
-  """Our side of learning: the parameters, their optimizer, and the compiled update."""
+  """Our side of learning: the trainer's own update, on one device."""
 
-  def __init__(self, config: DecoderConfig, params: Any, step: Step):
-    """`params` in the unrolled layout; they stay as they are."""
+  def __init__(self, config: DecoderConfig, params: Any, step: Step, micro_batches: int = 1):
+    """`params` in the unrolled layout; they stay as they are. `micro_batches`: parts that an update's rows are computed in."""
+    mesh = ConfigDict({'data': 1, 'fsdp': 1, 'tensor': 1, 'slices': 1, 'rules': dict.fromkeys(LOGICAL_AXES, '')})
     optimizer = make_adamw(step.learning_rate, step.weight_decay, step.clip_norm)
+    layout = make_layout(mesh, jax.devices()[:1])
+    self.update = Update(layout, surrogate_loss(config, step.clip), optimizer, micro_batches=micro_batches)
     params = stack_layers(params) if config.scan_layers else params
-    self.first = jax.device_get(params)
-    params = jax.tree.map(jnp.array, params)  # a copy: the update donates its input
-    self.state = (params, optimizer.init(params))
-    self.update = make_update(config, optimizer, step.clip)
+    self.first, self.state = jax.device_get(params), self.update.init(params)
+
+  @property
+  def params(self) -> Any:
+    """The parameters as they are now; the next update takes their memory."""
+    return self.state['params']
 
   def learn(self, batch: TrainBatch) -> jax.Array:
     """One update; its loss f32[], which may not be there yet."""
-    arrays = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    self.state, loss = self.update(self.state, arrays)
-    return loss
+    self.state, scalars = self.update(self.state, {}, self.update.put(batch))
+    return scalars['train/loss']
 
   def moved(self) -> float:
     """How far any parameter is from where it began, at most."""
-    far = jax.tree.map(lambda now, first: float(np.abs(np.asarray(now) - first).max()), self.state[0], self.first)
+    far = jax.tree.map(lambda now, first: float(np.abs(np.asarray(now) - first).max()), self.params, self.first)
     return max(jax.tree.leaves(far))
 
 
 class JaxUpdates:
   """Our side: updates on one batch of packed rows."""
 
-  def __init__(self, config: DecoderConfig, params: Any, step: Step, batch: TrainBatch):
-    """`params` in the unrolled layout; they stay as they are."""
-    self.learner, self.batch = JaxLearner(config, params, step), batch
+  def __init__(self, config: DecoderConfig, params: Any, step: Step, batch: TrainBatch, micro_batches: int):
+    """As `JaxLearner`."""
+    self.learner, self.batch = JaxLearner(config, params, step, micro_batches), batch
 
   def run(self, updates: int) -> Updated:
     """So many updates."""
@@ -237,7 +234,7 @@ def bench_update(arguments: argparse.Namespace, memory_kept: bool) -> dict[str, 
 
   with contextlib.ExitStack() as stack:
     batch = given_batch(config, params, step)
-    sides: dict[str, JaxUpdates | PeerUpdates] = {OURS: JaxUpdates(config, params, step, batch)}
+    sides: dict[str, JaxUpdates | PeerUpdates] = {OURS: JaxUpdates(config, params, step, batch, arguments.micro_batches)}
     if arguments.vs:
       folder = stack.enter_context(tempfile.TemporaryDirectory())
       save_model(folder, config, params)
@@ -266,7 +263,8 @@ def bench_update(arguments: argparse.Namespace, memory_kept: bool) -> dict[str, 
       repeats = take_turns(turns, arguments.repeats, progress=bar.update)
   add_ratio(repeats, min)
   tokens = step.prompts * step.branches * step.new
-  names = ('model', 'prompts', 'length', 'branches', 'new', 'steps', 'repeats', 'seed', 'dtype', 'remat', 'attention', 'scan_layers')
+  sizes = ('model', 'prompts', 'length', 'branches', 'new', 'steps', 'repeats', 'seed', 'micro_batches')
+  names = (*sizes, 'dtype', 'remat', 'attention', 'scan_layers')
   return {
     'benchmark': 'update',
     **{name: getattr(arguments, name) for name in names},

@@ -32,7 +32,8 @@ def learn(old_logps, **settings):
 def step(steps):
   global turn
   turn += 1
-  return {{'seconds': steps * {slower} * float(turn), 'losses': [{loss}] * steps, 'completions': [], 'tokens': {tokens} * steps, 'moved': {moved}}}
+  seconds = steps * {slower} * float(turn)
+  return {{'seconds': seconds, 'losses': [{loss}] * steps, 'completions': [], 'tokens': {tokens} * steps, 'moved': {moved}}}
 serve({{'load': lambda folder, threads: {{'versions': {{{name!r}: '1'}}}}, 'learn': learn, 'step': step}})
 """
 
@@ -40,7 +41,7 @@ serve({{'load': lambda folder, threads: {{'versions': {{{name!r}: '1'}}}}, 'lear
 class OurUpdates:
   """Our side without the work: always 3 seconds an update."""
 
-  def __init__(self, config, params, step, batch):
+  def __init__(self, config, params, step, batch, micro_batches):
     assert batch.old_logps.shape == (2, 12)
 
   def run(self, updates):
@@ -139,11 +140,13 @@ def test_an_update_by_hand():
   config = models.named_model('dummy')
   params = init_params(config, jax.random.key(0))
   batch = update.given_batch(config, params, STEP)
-  updated = update.JaxUpdates(config, params, STEP, batch).run(2)
+  updated = update.JaxUpdates(config, params, STEP, batch, micro_batches=1).run(2)
   ratio = np.exp(batch.ref_logps - batch.old_logps)
   surrogate = np.minimum(ratio * batch.content_adv, np.clip(ratio, 0.8, 1.2) * batch.content_adv)
   assert updated.losses[0] == pytest.approx(-surrogate.mean(), abs=1e-5)
   assert updated.losses[1] < updated.losses[0] and updated.tokens == 48
+  in_parts = update.JaxUpdates(config, params, STEP, batch, micro_batches=2).run(2)
+  assert in_parts.losses == pytest.approx(updated.losses, abs=1e-6) and in_parts.tokens == 48
 
 
 def test_beside_peers(fake_peers, tmp_path, capsys):
@@ -184,6 +187,7 @@ def test_bad_arguments(monkeypatch, capsys, tmp_path):
 
   assert '--branches must be at least 2, found 1' in error_of('--branches', '1')
   assert 'at least 1' in error_of('--prompts', '0')
+  assert '--micro-batches 3 must divide --prompts 2' in error_of('--micro-batches', '3')
   assert 'float32' in error_of('--vs', 'trl', '--dtype', 'bfloat16')
   assert 'qwen2-5m' in error_of('--model', 'nothing')
   assert "unknown peer 'torch': expected some of trl, tunix" in error_of('--vs', 'torch')

@@ -53,7 +53,8 @@ def make_adamw(learning_rate: float, weight_decay: float, clip_norm: float) -> o
   """AdamW after clipping, in which matrices decay, norms and biases do not."""
 
   def decays(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: not any(kind in jax.tree_util.keystr(path) for kind in ('norm', 'bias')), params)
+    matrix = lambda path: not any(kind in jax.tree_util.keystr(path) for kind in ('norm', 'bias'))
+    return jax.tree_util.tree_map_with_path(lambda path, _: matrix(path), params)
 
   return optax.chain(
     optax.clip_by_global_norm(clip_norm), optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay, mask=decays)
