@@ -60,7 +60,7 @@ class World:
   tokenizer: Tokenizer
   agent: Agent
   runner: Runner | None = None
-  envs: Pool | None = None  # worker processes, where the environments do not live in this one
+  envs: RemoteEnvs | None = None  # worker processes, where the environments do not live in this one
 
   def __enter__(self) -> World:
     return self
@@ -162,6 +162,7 @@ def open_world(config: FrozenConfigDict, workdir: Path, *, allow: Collection[str
       OSError: it cannot be written.
   """
   check_agent(config)
+  check_pool(config)
   suite = make_suite(config)
   check_splits(suite.splits, goal_splits=suite.goal_splits)
   workdir = open_workdir(workdir, config, agent_folder(config), allow)
@@ -181,7 +182,7 @@ def open_world(config: FrozenConfigDict, workdir: Path, *, allow: Collection[str
   return world
 
 
-def make_runner(config: FrozenConfigDict, suite: Suite, agent: Agent, envs: Pool | None, *, remember: bool = False) -> Runner:
+def make_runner(config: FrozenConfigDict, suite: Suite, agent: Agent, envs: RemoteEnvs | None, *, remember: bool = False) -> Runner:
   """Plays the suite's tasks with the agent, in the worker processes `envs` if there are some."""
   # What answers at once is stepped in this thread; what waits (for an engine's process, a sandbox, a browser) in threads of its own.
   size = config.agent.batch_size
@@ -193,14 +194,9 @@ def make_runner(config: FrozenConfigDict, suite: Suite, agent: Agent, envs: Pool
 def make_pool(config: FrozenConfigDict, suite: Suite) -> RemoteEnvs | None:
   """The workers that `pool.workers` asks for, on this machine or on a Ray cluster; None: environments live in this process. Raises ConfigError where
   they cannot be made."""
+  check_pool(config)
   pool = config.pool
-  if pool.backend not in BACKENDS:
-    raise ConfigError(f'pool.backend is {pool.backend!r}: expected one of {", ".join(BACKENDS)}{near(pool.backend, BACKENDS)}')
-  if pool.backend != 'ray' and pool.address:
-    raise ConfigError(f'pool.address is {pool.address!r}, of a Ray cluster, and pool.backend is {pool.backend!r}: expected ray')
   if not pool.workers:
-    if pool.backend == 'ray':
-      raise ConfigError('pool.backend is ray and pool.workers 0: expected how many environments may run at a time')
     return None
   limits = {'reset_timeout': pool.reset_timeout, 'step_timeout': pool.step_timeout, 'memory_limit': int(pool.memory_limit * 2**20) or None}
   try:
@@ -209,6 +205,17 @@ def make_pool(config: FrozenConfigDict, suite: Suite) -> RemoteEnvs | None:
     return Pool(suite.make_env, pool.workers, **limits)
   except (ValueError, PoolError) as error:
     raise ConfigError(f'pool: {error}') from error
+
+
+def check_pool(config: FrozenConfigDict) -> None:
+  """Raises ConfigError for settings of worker processes that do not fit together, before anything expensive."""
+  pool = config.pool
+  if pool.backend not in BACKENDS:
+    raise ConfigError(f'pool.backend is {pool.backend!r}: expected one of {", ".join(BACKENDS)}{near(pool.backend, BACKENDS)}')
+  if pool.backend != 'ray' and pool.address:
+    raise ConfigError(f'pool.address is {pool.address!r}, of a Ray cluster, and pool.backend is {pool.backend!r}: expected ray')
+  if pool.backend == 'ray' and not pool.workers:
+    raise ConfigError('pool.backend is ray and pool.workers 0: expected how many environments may run at a time')
 
 
 # The agent.

@@ -640,6 +640,9 @@ def _read_exactly(data: socket.socket, count: int) -> bytes | None:
 
 def main(arguments: list[str]) -> None:
   """`worker.py COMMANDS SETTINGS [bare]`: the descriptors of a socket and of a file with pickled settings."""
+  # A cluster sends SIGTERM to every process of a job, and the trainer still has to save: workers end when it says so. A handler, not SIG_IGN:
+  # what an environment starts has the signals of any other process.
+  signal.signal(signal.SIGTERM, lambda *_: None)
   commands, settings_file = int(arguments[0]), int(arguments[1])
   os.lseek(settings_file, 0, os.SEEK_SET)
   with os.fdopen(os.dup(settings_file), 'rb') as file:
