@@ -12,7 +12,8 @@ All hosts do the same in the same order. What costs time is shared out: each pla
     barrier()                 nobody goes on before all are here
 
 The first host alone writes (runtime/files.py). These exchanges go through the coordinator's key-value store, not through the devices, so
-they have time-outs, and may run while the devices compute. A thread gives a sign of life every second and looks for those of the others: where one
+they have time-outs, and may run while the devices compute. Each says where in the program its host is: hosts that are at different places, which
+would mistake each other's values, end with an error. A thread gives a sign of life every second, another one looks for those of the others: where one
 is missing for `dead_after` seconds, or where a host says that it failed, this process ends with a message that names the host. So
 does a wait that takes longer than `timeout` seconds, and a step of the devices inside `watch`. On one host all of this is nothing.
 """
@@ -20,14 +21,17 @@ does a wait that takes longer than `timeout` seconds, and a step of the devices 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import pickle
 import re
+import signal
 import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +41,7 @@ from mempi_jax.runtime import preemption
 FAILED = 75  # exit status where another host is the reason (EX_TEMPFAIL: starting all of them again goes on)
 BEAT = 1.0  # seconds between signs of life
 GRACE = 5.0  # seconds that a failing run's other hosts have to find the same error themselves
+PART = 2**22  # bytes of a value that travel in one message: signs of life go between
 
 T = TypeVar('T')
 R = TypeVar('R')
@@ -53,12 +58,18 @@ class _Link:
   client: Any  # of JAX's coordination service
   index: int
   count: int
+  coordinator: str  # its address
   dead_after: float
   timeout: float
   log: Any = None  # this host's own file
+  streams: tuple[Any, Any] = (None, None)  # where stdout and stderr went before there was one
   exchanges: int = 0  # all hosts count alike
   doing: tuple[str, float] | None = None  # what the devices are at, and since when
-  dead: str = ''  # why this process is about to end
+  answered: float = 0.0  # when the coordinator did last
+  heard: dict[int, tuple[str, float]] = dataclasses.field(default_factory=dict)  # each other host's last sign of life, and when it came
+  failed: str = ''  # what another host ended with, and says
+  failing: bool = False  # this one is about to end with an error of its own
+  on_abort: Any = None  # C holds no reference to it
   closed: bool = False
 
 
@@ -83,6 +94,8 @@ def connect(hosts: str, host: int | None, coordinator: str | None, *, dead_after
     return
   if _link is not None:
     raise HostsError('this process is one of several hosts already')
+  if dead_after < 3 * BEAT:
+    raise HostsError(f'hosts.dead_after is {dead_after:g} s: expected at least {3 * BEAT:g}, there is a sign of life every {BEAT:g} s')
   arguments: dict[str, Any] = {}
   if hosts != 'auto':
     if not re.fullmatch(r'[1-9]\d*', hosts):
@@ -90,8 +103,12 @@ def connect(hosts: str, host: int | None, coordinator: str | None, *, dead_after
     if host is None or coordinator is None or not 0 <= host < int(hosts):
       raise HostsError(f'--hosts={hosts} needs --host from 0 to {int(hosts) - 1}, found {host}, and --coordinator=ADDRESS:PORT, found {coordinator}')
     arguments = {'coordinator_address': coordinator, 'num_processes': int(hosts), 'process_id': host}
+    # Under Slurm JAX takes one process a GPU for granted, and would hide the others of this machine.
+    arguments['cluster_detection_method'] = 'deactivate'
   import jax
 
+  # It would take SIGTERM for itself (runtime/preemption.py).
+  jax.config.update('jax_enable_preemption_service', False)
   try:
     # JAX's own heartbeat ends the process without a word of ours: it must be the slower one.
     jax.distributed.initialize(
@@ -102,8 +119,12 @@ def connect(hosts: str, host: int | None, coordinator: str | None, *, dead_after
   from jax._src import distributed  # the client has no public name
 
   if jax.process_count() > 1:
-    _link = _Link(distributed.global_state.client, jax.process_index(), jax.process_count(), dead_after, timeout)
-    threading.Thread(target=_beat, args=(_link,), name='hosts', daemon=True).start()
+    state, now = distributed.global_state, time.monotonic()
+    _link = _Link(state.client, jax.process_index(), jax.process_count(), state.coordinator_address, dead_after, timeout, answered=now)
+    _link.heard = {other: ('', now) for other in range(_link.count) if other != _link.index}
+    _explain_abort(_link)
+    for task in (_beat, _look):
+      threading.Thread(target=task, args=(_link,), name='hosts', daemon=True).start()
 
 
 def disconnect() -> None:
@@ -113,6 +134,7 @@ def disconnect() -> None:
     barrier()
     _link.closed = True
     if _link.log:
+      sys.stdout, sys.stderr = _link.streams
       _link.log.close()
     _link = None
 
@@ -141,30 +163,42 @@ def name(number: int | None = None) -> str:
 
 
 def gather(value: T) -> list[T]:
-  """Every host's value (anything that can be pickled), in the order of the hosts, on every host."""
+  """Every host's value (anything that can be pickled), in the order of the hosts, on every host.
+
+  Raises HostsError where the hosts are at different places of the program.
+  """
   if _link is None:
     return [value]
   link = _link
   link.exchanges += 1
-  number = link.exchanges
-  link.client.key_value_set_bytes(f'mempi/gather/{number}/{link.index}', pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
-  values = []
+  number, place = link.exchanges, _place()
+  data = zlib.compress(pickle.dumps((place, value), pickle.HIGHEST_PROTOCOL), 1)
+  parts = [data[start : start + PART] for start in range(0, len(data), PART)]
+  for i, part in enumerate(parts):
+    link.client.key_value_set_bytes(f'mempi/gather/{number}/{link.index}/{i}', len(parts).to_bytes(4, 'big') + part)
+  found = []
   for other in range(link.count):
-    values.append(value if other == link.index else pickle.loads(_wait_for(link, number, other)))
+    found.append((place, value) if other == link.index else pickle.loads(zlib.decompress(_wait_for(link, number, other))))
   if number > 1:  # who is here has read what came before
     link.client.key_value_delete(f'mempi/gather/{number - 1}/{link.index}')
-  return values
+  if len({there for there, _ in found}) > 1:
+    shown = ', '.join(f'host {other} at {there}' for other, (there, _) in enumerate(found))
+    raise HostsError(f'the hosts have parted ways, which is a mistake in the program: {shown}')
+  return [value for _, value in found]
 
 
 def broadcast(function: Callable[[], T]) -> T:
-  """The first host calls the function; every host gets its value, or raises what it raised there (ValueError and OSError)."""
+  """The first host calls the function; every host gets its value, or raises what it raised there (ValueError, OSError, Preempted).
+
+  No exchange may stand inside the function.
+  """
   if _link is None:
     return function()
   found: tuple[bool, Any] = (True, None)
   if is_first():
     try:
       found = True, function()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, preemption.Preempted) as error:
       found = False, error
   fine, value = gather(found)[0]
   if not fine:
@@ -215,15 +249,29 @@ def check_alike(what: str, value: T, differences: Callable[[T, T], list[str]]) -
 
 
 def _wait_for(link: _Link, number: int, other: int) -> bytes:
-  started = time.monotonic()
-  while True:
+  """What another host hands over in an exchange."""
+  parts: list[bytes] = []
+  count, started = 1, time.monotonic()
+  while len(parts) < count:
     try:
-      return link.client.blocking_key_value_get_bytes(f'mempi/gather/{number}/{other}', int(1000 * BEAT))
-    except Exception as error:  # noqa: BLE001  a time-out, or the coordinator is gone; the thread finds out which
+      part = link.client.blocking_key_value_get_bytes(f'mempi/gather/{number}/{other}/{len(parts)}', int(1000 * BEAT))
+    except Exception as error:  # noqa: BLE001  a time-out, or the coordinator is gone; the threads find out which
       if 'DEADLINE_EXCEEDED' not in str(error):
         time.sleep(BEAT)
-    if time.monotonic() - started > link.timeout:
-      _end(link, f'host {other} did not come to exchange {number} within {link.timeout:g} s, though it is alive')
+      if time.monotonic() - started > link.timeout:
+        _end(link, f'host {other} did not come to exchange {number} within {link.timeout:g} s, though it is alive')
+      continue
+    count, started = int.from_bytes(part[:4], 'big'), time.monotonic()
+    parts.append(part[4:])
+  return b''.join(parts)
+
+
+def _place() -> str:
+  """Where in the program an exchange was asked for."""
+  frame = sys._getframe(1)
+  while frame.f_globals['__name__'] == __name__:
+    frame = frame.f_back
+  return f'{Path(frame.f_code.co_filename).name}:{frame.f_lineno}'
 
 
 # The watchdog.
@@ -240,36 +288,40 @@ def watch(what: str) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    # A connection that broke is the first sign of a host that died: the thread will say which.
-    if not re.search(r'gloo|nccl|collective|connection|unavailable|aborted|peer', str(error), re.IGNORECASE):
+    if not _is_broken_connection(error):
       raise
-    time.sleep(link.dead_after + 2 * BEAT)
+    time.sleep(link.dead_after + 5 * BEAT)  # the threads will say which host died
     _end(link, f'{what} failed, though all hosts are alive: {error}')
   finally:
     link.doing = None
 
 
-def fail(message: str) -> None:
+def fail(error: Exception) -> None:
   """Tells the other hosts that this one ends with an error, and ends it: nobody waits for who will not come."""
   if _link is None:
     return
   link = _link
+  if _is_broken_connection(error):
+    time.sleep(link.dead_after + 5 * BEAT)  # a host that died is the reason: the threads will say which
+  link.failing = True
   with contextlib.suppress(Exception):
-    link.client.key_value_set(f'mempi/failed/{link.index}', message[:2000], allow_overwrite=True)
-  if link.log:
-    print(f'error: {message}', file=link.log, flush=True)
-  time.sleep(GRACE)  # the coordinator lives in the first host: the others must hear of it
+    link.client.key_value_set(f'mempi/failed/{link.index}', str(error)[:2000] or type(error).__name__, allow_overwrite=True)
+  time.sleep(GRACE + 2 * BEAT)  # the coordinator lives in the first host: the others must hear of it
   os._exit(2)
 
 
+def _is_broken_connection(error: Exception) -> bool:
+  """Whether devices failed because their connection to those of another host broke: the first sign of one that died."""
+  kind = isinstance(error, RuntimeError) or type(error) is ValueError  # JAX's own have been both
+  return kind and bool(re.search(r'gloo|nccl|collective|connection|unavailable|aborted|peer', str(error), re.IGNORECASE))
+
+
 def _beat(link: _Link) -> None:
-  """Gives signs of life and looks for those of the others, until the process ends."""
-  seen = {other: ('', time.monotonic()) for other in range(link.count) if other != link.index}
-  number, unheard = 0, 0.0
+  """Gives signs of life and takes note of those of the others, until the process ends. A call may hang where the coordinator is gone."""
+  number = 0
   while not link.closed:
     number += 1
-    now = time.monotonic()
-    try:
+    with contextlib.suppress(Exception):  # whatever a client raises whose service is gone: `_look` sees that nothing comes
       link.client.key_value_set(f'mempi/alive/{link.index}', str(number), allow_overwrite=True)
       alive = dict(link.client.key_value_dir_get('mempi/alive/'))
       if preemption.requested():
@@ -277,37 +329,78 @@ def _beat(link: _Link) -> None:
       elif link.client.key_value_dir_get('mempi/stop/'):
         preemption.request()
       failed = dict(link.client.key_value_dir_get('mempi/failed/'))
-      unheard = 0.0
-    except Exception:  # noqa: BLE001  whatever a client raises whose service is gone
-      unheard += BEAT
-      if unheard >= link.dead_after and not link.closed:
-        _end(link, f'host 0, the coordinator, has not answered for {link.dead_after:g} s')
-      time.sleep(BEAT)
-      continue
-    for path, message in failed.items():
-      other = int(path.rpartition('/')[2])
-      if other != link.index and not link.closed:
-        time.sleep(GRACE)
-        _end(link, f'host {other} failed: {message}')
-    for other, (last, since) in seen.items():
-      beat = alive.get(f'mempi/alive/{other}', '')
-      if beat != last:
-        seen[other] = (beat, now)
-      elif now - since > link.dead_after and not link.closed:
-        _end(link, f'host {other} has given no sign of life for {link.dead_after:g} s')
-    if link.doing and now - link.doing[1] > link.timeout:
-      _end(link, f'{link.doing[0]} has taken longer than {link.timeout:g} s: a host is stuck, or hosts.timeout is too short')
+      link.answered = time.monotonic()
+      for other, (last, _) in list(link.heard.items()):
+        beat = alive.get(f'mempi/alive/{other}', '')
+        if beat != last:
+          link.heard[other] = beat, link.answered
+      link.failed = next((f'host {other} failed: {failed[path]}' for other in link.heard if (path := f'mempi/failed/{other}') in failed), '')
     time.sleep(BEAT)
+
+
+def _look(link: _Link) -> None:
+  """Ends the process where another host failed or died, or where the devices take too long. It asks nobody, so nothing can hold it up."""
+  answered, silence = link.answered, 0.0
+  while not link.closed:
+    time.sleep(BEAT)
+    doing = link.doing
+    # Counted, not measured: where this process was held up, `_beat` was as well.
+    answered, silence = link.answered, silence + BEAT if link.answered == answered else 0.0
+    if link.closed or link.failing:
+      continue
+    if link.failed:
+      time.sleep(GRACE)
+      if not link.failing:
+        _end(link, link.failed)
+    if silence > link.dead_after:
+      _end(link, f'host 0, the coordinator, has not answered for {link.dead_after:g} s')
+    for other, (_, since) in list(link.heard.items()):
+      if link.answered - since > link.dead_after:
+        _end(link, f'host {other} has given no sign of life for {link.dead_after:g} s')
+    if doing and time.monotonic() - doing[1] > link.timeout:
+      _end(link, f'{doing[0]} has taken longer than {link.timeout:g} s: a host is stuck, or hosts.timeout is too short')
+
+
+def _explain_abort(link: _Link) -> None:
+  """JAX's client aborts the process the moment that the coordinator is gone. Then this one says what happened, and ends as it does otherwise.
+
+  Python's own handlers would not run any more, hence one of C's.
+  """
+
+  def handle(number: int) -> None:
+    if link.failing:
+      os._exit(2)
+    if link.index and not link.closed and not _answers(link.coordinator):
+      _end(link, link.failed or 'host 0, the coordinator, is gone')
+
+  link.on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
+  ctypes.CDLL(None).signal(signal.SIGABRT, link.on_abort)
+
+
+def _answers(address: str) -> bool:
+  """Whether somebody listens at ADDRESS:PORT."""
+  host, _, port = address.rpartition(':')
+  try:
+    socket.create_connection((host.strip('[]'), int(port)), timeout=2.0).close()
+  except OSError:
+    return False
+  return True
 
 
 def _end(link: _Link, reason: str) -> None:
   """Ends the process: what waits for devices in C++ cannot be made to raise."""
-  doing = f' (this was host {link.index}, in {link.doing[0]})' if link.doing else f' (this was host {link.index})'
-  message = f'error: {reason}{doing}. What was saved is whole: start all hosts again, and the run goes on'
-  for stream in (sys.stderr, link.log):
-    if stream:
-      print(message, file=stream, flush=True)
-  os._exit(FAILED)
+  doing = link.doing
+  message = (
+    f'error: {reason} (this was host {link.index}{f", in {doing[0]}" if doing else ""}). '
+    'What was saved is whole: start all hosts again, and the run goes on'
+  )
+  try:
+    print(message, file=sys.stderr, flush=True)  # and to the log, see `open_log`
+    if not link.index:  # the others lose the coordinator: they must hear why
+      link.client.key_value_set('mempi/failed/0', reason, allow_overwrite=True)
+      time.sleep(2 * BEAT)
+  finally:
+    os._exit(FAILED)
 
 
 # What a host says.
@@ -321,6 +414,7 @@ def open_log(workdir: Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   _link.log = open(folder / f'{_link.index}.log', 'a', encoding='utf-8', buffering=1)
   print(f'--- {name()}, {socket.gethostname()}, process {os.getpid()}, {time.strftime("%Y-%m-%d %H:%M:%S")}', file=_link.log)
+  _link.streams = sys.stdout, sys.stderr
   sys.stdout = _Both(sys.stdout, _link.log) if is_first() else _link.log
   sys.stderr = _Both(sys.stderr, _link.log) if is_first() else _Both(sys.stderr, _link.log, quiet=True)
 
@@ -335,8 +429,10 @@ class _Both:
     """Progress bars, which begin with a carriage return, do not go to the log."""
     if not text.startswith('\r') and not self.log.closed:
       self.log.write(text)
-    if not self.quiet or text.startswith(('error', 'Traceback')):
+    if not self.quiet:
       self.stream.write(text)
+    elif text.startswith(('error', 'Traceback')):
+      self.stream.write(text.rstrip('\n') + '\n')
     return len(text)
 
   def __getattr__(self, attribute: str) -> Any:

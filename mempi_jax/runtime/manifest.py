@@ -21,6 +21,9 @@ PACKAGES = ('mempi_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'tokenizers'
 # Settings of a config that say where and how it is computed, not what: a run may go on with others, on another machine.
 MACHINE = ('mesh', 'hosts', 'checkpoint', 'tracker', 'profile', 'pool', 'compile_ahead')
 
+# What of a manifest no config decides: the same config gives other numbers with another of these.
+CONDITIONS = ('prompt_template_hash', 'agent_hash', 'packages', 'python', 'platform')
+
 
 class ManifestError(ValueError):
   """Two runs that cannot be compared; the message names each difference."""

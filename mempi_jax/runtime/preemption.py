@@ -5,26 +5,32 @@ The signal only raises a flag. What may take long looks at it between two of its
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from typing import Any
 
 STATUS = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
+ECHO = 5.0  # seconds: launchers, shells and schedulers each pass the same request on
 
 _asked = threading.Event()
+_heard: list[float] = []  # when SIGTERM came
 
 
 class Preempted(SystemExit):
   """The run ends here because it was asked to. No error: nothing but the outermost `with` sees it, and the process ends with STATUS."""
 
-  def __init__(self):
-    super().__init__(STATUS)
+  def __init__(self, status: int = STATUS):
+    super().__init__(status)
 
 
 def listen() -> None:
-  """From now on SIGTERM raises the flag, and a second one ends the process at once; outside the main thread nothing happens."""
+  """From now on SIGTERM raises the flag, and another one, ECHO seconds later or more, ends the process at once; outside the main thread nothing
+  happens."""
   if threading.current_thread() is threading.main_thread():
     _asked.clear()
+    _heard.clear()
     signal.signal(signal.SIGTERM, _handle)
 
 
@@ -53,4 +59,7 @@ def check() -> None:
 
 def _handle(number: int, frame: Any) -> None:
   _asked.set()
-  signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  _heard.append(time.monotonic())
+  if _heard[-1] - _heard[0] >= ECHO:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)

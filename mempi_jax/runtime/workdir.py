@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import platform
+import secrets
 import shutil
 import sys
 import time
@@ -26,18 +27,21 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from mempi_jax.config import ConfigError, near, to_json
 from mempi_jax.runtime import files, hosts, preemption
-from mempi_jax.runtime.manifest import MACHINE, PACKAGES, package_version
+from mempi_jax.runtime.manifest import CONDITIONS, MACHINE, PACKAGES, package_version
 
 CONFIG, MANIFEST, AGENT, WALL_TIME, CHANGES = 'config.json', 'manifest.json', 'agent', 'wall_time.json', 'changes.jsonl'
 COMPILED, CACHE_VARIABLE = 'compiled', 'JAX_COMPILATION_CACHE_DIR'
+IN_SIGHT = 10.0  # seconds until a host sees in a shared folder what another one made
 
 
 def join_hosts(parsed: argparse.Namespace, config: FrozenConfigDict) -> None:
   """Makes this process one of several hosts, where the command line says so; before JAX is used.
 
-  Raises HostsError where they do not find each other, or run different configs or versions.
+  Raises HostsError where they do not find each other, or run different commands, configs or versions.
   """
   hosts.connect(parsed.hosts, parsed.host, parsed.coordinator, dead_after=config.hosts.dead_after, timeout=config.hosts.timeout)
+  command = {'command': Path(sys.argv[0]).stem, 'allow': sorted(parsed.allow)}
+  hosts.check_alike('commands', command, differing_fields)
   hosts.check_alike('configs', json.loads(to_json(config)), differing_fields)
   versions = {name: package_version(name) for name in PACKAGES} | {'python': platform.python_version()}
   hosts.check_alike('versions', versions, differing_fields)
@@ -58,30 +62,53 @@ def open_workdir(workdir: str | Path, config: ConfigDict, agent_folder: Path | N
   """
   workdir = files.ensure_writable(workdir)
   hosts.broadcast(lambda: _claim(workdir, to_json(config), agent_folder, allow))
-  if not all(hosts.gather((workdir / CONFIG).exists())):
-    raise ConfigError(f'not every host sees the working folder {workdir.resolve()}: it must be on a file system that they share')
+  _check_shared(workdir)
   hosts.open_log(workdir)
   _cache_compilations(workdir / COMPILED)
   return workdir
 
 
+def _check_shared(workdir: Path) -> None:
+  """Raises ConfigError on all hosts where one does not see the folder of the first, but none, or one of its own with the same name."""
+  if hosts.count() == 1:
+    return
+  mark = hosts.broadcast(lambda: _mark(workdir))
+  started = time.monotonic()
+  while not mark.exists() and time.monotonic() - started < IN_SIGHT:
+    time.sleep(0.1)
+  blind = [other for other, sees in enumerate(hosts.gather(mark.exists())) if not sees]
+  if hosts.is_first():
+    mark.unlink(missing_ok=True)
+  if blind:
+    raise ConfigError(f'host {blind[0]} does not see the working folder {workdir.resolve()} of host 0: it must be on a file system that they share')
+
+
+def _mark(workdir: Path) -> Path:
+  """A new file in the folder, with a name that no host has ever looked for: network file systems remember what was not there."""
+  mark = workdir / f'.{secrets.token_hex(8)}.shared'
+  mark.touch()
+  return mark
+
+
 def _claim(workdir: Path, text: str, agent_folder: Path | None, allow: Collection[str]) -> None:
-  path = workdir / CONFIG
+  path, here = workdir / CONFIG, json.loads(text)
+  there = json.loads(path.read_text(encoding='utf-8')) if path.exists() else here
+  known = flatten_json(there) | flatten_json(here)
+  unknown = [name for name in allow if name not in known]
+  if unknown:
+    raise ConfigError(f'--allow names {unknown[0]}, which is no field{near(unknown[0], known)}')
   if not path.exists():
     if agent_folder is not None:
       _copy_agent(agent_folder, workdir / AGENT)
     files.write_text(path, text)
     return
-  found = changed_fields(json.loads(path.read_text(encoding='utf-8')), json.loads(text))
+  found = changed_fields(there, here)
   refused = [(name, there, here) for name, there, here in found if name.partition('.')[0] not in MACHINE and name not in allow]
   if refused:
     shown = '; '.join(f'{name} is {there!r} there, {here!r} here' for name, there, here in refused)
     raise ConfigError(
       f'{workdir} belongs to a run of another config: {shown}. Use another --workdir, or allow it: --allow={",".join(name for name, *_ in refused)}'
     )
-  unknown = [name for name in allow if name not in flatten_json(json.loads(text))]
-  if unknown:
-    raise ConfigError(f'--allow names {unknown[0]}, which is no field{near(unknown[0], flatten_json(json.loads(text)))}')
   if found:
     with files.JsonlLog(workdir / CHANGES) as log:
       for name, there, here in found:
@@ -111,16 +138,17 @@ def changed_fields(found: dict[str, Any], expected: dict[str, Any]) -> list[tupl
 
 
 def write_manifest(workdir: Path, manifest: dict[str, Any], allow: Collection[str] = ()) -> None:
-  """Writes the manifest, or checks it against the one that is there; with fields that may differ (see `open_workdir`) its config's hash may too.
+  """Writes the manifest, or checks it against the one that is there; with fields that may differ (see `open_workdir`) so may all in it that a config
+  decides.
 
   Raises ValueError naming the differences: other versions or another agent than those the run began with.
   """
-  hosts.broadcast(lambda: _check_manifest(workdir / MANIFEST, json.loads(json.dumps(manifest)), ('config_hash',) if allow else ()))
+  hosts.broadcast(lambda: _check_manifest(workdir / MANIFEST, json.loads(json.dumps(manifest)), bool(allow)))
 
 
-def _check_manifest(path: Path, manifest: dict[str, Any], allow: Collection[str]) -> None:
+def _check_manifest(path: Path, manifest: dict[str, Any], changed: bool) -> None:
   found = changed_fields(files.read_json(path), manifest) if path.exists() else []
-  refused = [f'{name} is {there!r} there, {here!r} here' for name, there, here in found if name not in allow]
+  refused = [f'{name} is {there!r} there, {here!r} here' for name, there, here in found if not changed or name.partition('.')[0] in CONDITIONS]
   if refused:
     raise ValueError(f'{path.parent} was begun under other conditions: {"; ".join(refused)}. Use another --workdir')
   if found or not path.exists():
@@ -152,16 +180,15 @@ def report_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[s
       print('asked to end: everything up to here is saved, the same command goes on from here', file=sys.stderr)
       hosts.disconnect()
       raise
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-      if '--debug' in sys.argv:
-        raise
-      print(f'error: {error}', file=sys.stderr)
-      hosts.fail(str(error))
-      raise SystemExit(2) from error
     except Exception as error:
-      if hosts.count() > 1:
+      known = isinstance(error, (ValueError, OSError, FloatingPointError, MemoryError)) and '--debug' not in sys.argv
+      if known:
+        print(f'error: {error}', file=sys.stderr)
+      elif hosts.count() > 1:
         traceback.print_exc()
-        hosts.fail(f'{type(error).__name__}: {error}')
+      hosts.fail(error)  # of several hosts, the process ends here
+      if known:
+        raise SystemExit(2) from error
       raise
 
   return wrapped

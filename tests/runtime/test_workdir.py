@@ -1,10 +1,14 @@
 """A working folder belongs to one config, holds a whole agent, and adds up its wall times."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from ml_collections import ConfigDict
 
 from mempi_jax.config import ConfigError
-from mempi_jax.runtime import files
+from mempi_jax.runtime import files, preemption
 from mempi_jax.runtime.workdir import (
   CACHE_VARIABLE,
   differing_fields,
@@ -31,6 +35,63 @@ def test_a_second_run_goes_on_and_another_config_is_refused(tmp_path, agent):
   assert open_workdir(workdir, config, agent) == workdir
   with pytest.raises(ConfigError, match='stage2.updates is 3 there, 4 here'):
     open_workdir(workdir, ConfigDict({'seed': 1, 'stage2': {'updates': 4}}), agent)
+
+
+# What may differ.
+
+
+def made(seed=1, updates=3, **more):
+  return ConfigDict({'seed': seed, 'stage2': {'updates': updates, 'replay': 1}, 'mesh': {'data': 0, 'rules': {'mlp': 'tensor'}}, **more})
+
+
+def test_how_a_run_is_computed_may_differ_freely(tmp_path):
+  workdir = open_workdir(tmp_path, made(checkpoint={'keep': 2}, compile_ahead=True), None)
+  moved = made(checkpoint={'keep': 5}, compile_ahead=False)
+  moved.mesh.data, moved.mesh.rules.mlp = 4, ''
+  open_workdir(workdir, moved, None)
+  assert files.read_json(workdir / 'config.json')['mesh'] == {'data': 4, 'rules': {'mlp': ''}}
+  assert {change['field'] for change in files.read_jsonl(workdir / 'changes.jsonl')} == {
+    'checkpoint.keep', 'compile_ahead', 'mesh.data', 'mesh.rules.mlp'
+  }  # fmt: skip
+
+
+def test_what_is_computed_must_be_allowed_by_name(tmp_path, capsys):
+  workdir = open_workdir(tmp_path, made(), None)
+  other = made(seed=2, updates=9)
+  with pytest.raises(ConfigError) as refused:
+    open_workdir(workdir, other, None)
+  assert 'seed is 1 there, 2 here; stage2.updates is 3 there, 9 here' in str(refused.value)
+  assert str(refused.value).endswith('--allow=seed,stage2.updates')
+  with pytest.raises(ConfigError, match='allow it: --allow=seed$'):
+    open_workdir(workdir, other, None, allow=['stage2.updates'])
+  assert files.read_json(workdir / 'config.json')['seed'] == 1 and not (workdir / 'changes.jsonl').exists()
+  open_workdir(workdir, other, None, allow=['seed', 'stage2.updates', 'stage2.replay'])  # the last one does not differ
+  assert list(files.read_jsonl(workdir / 'changes.jsonl')) == [
+    {'field': 'seed', 'was': 1, 'is': 2},
+    {'field': 'stage2.updates', 'was': 3, 'is': 9},
+  ]
+  assert 'stage2.updates was 3, is 9 from now on' in capsys.readouterr().out
+  open_workdir(workdir, other, None)  # it is the folder's config now
+  with pytest.raises(ConfigError, match='seed is 2 there, 1 here'):
+    open_workdir(workdir, made(updates=9), None)
+
+
+def test_an_allowed_name_that_is_no_field(tmp_path):
+  for allow in (['stage2.update'], ['stage2']):  # before there is a config, and in a folder that has one
+    with pytest.raises(ConfigError, match=f'--allow names {allow[0]}, which is no field'):
+      open_workdir(tmp_path, made(), None, allow=allow)
+    open_workdir(tmp_path, made(), None)
+  with pytest.raises(ConfigError, match='did you mean stage2.updates'):
+    open_workdir(tmp_path, made(updates=4), None, allow=['stage2.update'])
+
+
+def test_a_field_that_only_the_folder_knows_can_be_allowed(tmp_path):
+  """A version that no longer has it must be able to go on, as its own message says."""
+  workdir = open_workdir(tmp_path, made(old=1), None)
+  with pytest.raises(ConfigError, match="old is 1 there, 'absent' here.*--allow=old"):
+    open_workdir(workdir, made(), None)
+  open_workdir(workdir, made(), None, allow=['old'])
+  assert 'old' not in files.read_json(workdir / 'config.json')
 
 
 def test_compiled_programs_stay_with_the_run_or_are_shared(tmp_path, agent, monkeypatch):
@@ -65,6 +126,18 @@ def test_manifest_is_checked(tmp_path):
     write_manifest(tmp_path, {'agent_hash': 'a', 'packages': {'jax': '2'}})
 
 
+def test_a_manifest_follows_what_was_allowed(tmp_path):
+  before = {'config_hash': 'a', 'sampler': {'threshold': 0.5}, 'split_sizes': {'train': 3}, 'packages': {'jax': '1'}}
+  after = before | {'config_hash': 'b', 'sampler': {'threshold': 0.7}, 'split_sizes': {'train': 4}}
+  write_manifest(tmp_path, before)
+  with pytest.raises(ValueError, match='config_hash .*sampler.threshold is 0.5 there, 0.7 here; split_sizes.train'):
+    write_manifest(tmp_path, after)
+  write_manifest(tmp_path, after, allow=['eval.threshold', 'bank.games'])
+  assert files.read_json(tmp_path / 'manifest.json') == after
+  with pytest.raises(ValueError, match="begun under other conditions: packages.jax is '1' there, '2' here. Use"):
+    write_manifest(tmp_path, before | {'packages': {'jax': '2'}}, allow=['eval.threshold'])
+
+
 def test_differing_fields_names_absent_ones():
   assert differing_fields({'a': 1, 'b': {'c': 2}}, {'a': 1, 'b': {'d': 2}}) == [
     "b.c is 2 there, 'absent' here",
@@ -88,3 +161,51 @@ def test_errors_become_one_line(capsys):
     main(['x'])
   assert stopped.value.code == 2
   assert capsys.readouterr().err == 'error: found x\n'
+
+
+@pytest.mark.parametrize('error', [OSError('no space'), FloatingPointError('step 3'), MemoryError('too large')])
+def test_what_a_user_can_mend_is_one_line_unless_asked(error, capsys, monkeypatch):
+  @report_errors
+  def main(arguments):
+    raise error
+
+  with pytest.raises(SystemExit):
+    main([])
+  assert capsys.readouterr().err == f'error: {error}\n'
+  monkeypatch.setattr(sys, 'argv', ['train', '--debug'])
+  with pytest.raises(type(error)):
+    main([])
+
+
+def test_a_bug_keeps_its_traceback_and_a_run_that_was_asked_to_end_its_status(capsys):
+  @report_errors
+  def main(arguments):
+    raise arguments
+
+  with pytest.raises(KeyError):
+    main(KeyError('x'))
+  with pytest.raises(SystemExit) as stopped:
+    main(preemption.Preempted())
+  assert stopped.value.code == 143
+  assert capsys.readouterr().err == 'asked to end: everything up to here is saved, the same command goes on from here\n'
+
+
+READ_ONLY = """
+import sys
+from ml_collections import ConfigDict
+from mempi_jax.runtime.workdir import open_workdir, report_errors
+report_errors(lambda arguments: open_workdir(arguments[0], ConfigDict({'seed': 1}), None))(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize('inside', ['', 'run'])
+def test_a_read_only_file_system(tmp_path, inside):
+  """Not only permissions: who may do anything cannot write there either."""
+  mount = f'mount -t tmpfs -o ro none {tmp_path} && exec "$0" "$@"'
+  command = ['unshare', '--mount', 'sh', '-c', mount]
+  if subprocess.run([*command, 'true'], capture_output=True, check=False).returncode:
+    pytest.skip('needs the right to mount a file system')
+  program = [sys.executable, '-c', READ_ONLY, str(tmp_path / inside)]
+  done = subprocess.run(['unshare', '--mount', 'sh', '-c', mount, *program], capture_output=True, text=True, env=os.environ, check=False)
+  assert done.returncode == 2
+  assert done.stderr == f'error: cannot write in the working folder {tmp_path / inside}: Read-only file system; choose another --workdir\n'
