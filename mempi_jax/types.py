@@ -149,7 +149,7 @@ class AgentSession(Protocol):
     """What the episode's last action brought."""
 
   def act(self) -> list[tuple[int, str | None | AgentFault]]:
-    """Some of the actions that are owed, at least one if any is; None: the episode ran out of context, and is over, as after a fault."""
+    """Some of the actions that are owed, once there are some or after a while; None: the episode ran out of context, and is over, as after a fault."""
 
   def end(self, key: int) -> None:
     """The episode is over, or never started."""

@@ -29,6 +29,7 @@ from mempi_jax.runtime.endpoint import Answer, ContextLengthError, Endpoint, End
 from mempi_jax.runtime.rng import host_seed
 from mempi_jax.types import AgentFault, Context, Decision, Episode, Guidance
 
+PATIENCE = 5.0  # seconds without any answer, after which the caller may look at other things
 LONGEST = 200  # characters of an answer without an action that stand for one
 SILENT = '(nothing)'  # stands for an answer without words
 
@@ -211,8 +212,11 @@ class ChatAgentSession:
     self._ask(key)
 
   def act(self) -> list[tuple[int, str | None | AgentFault]]:
-    """See `types.AgentSession`. A fault stands for a request that failed for good; raises EndpointUnavailable where all would."""
-    done = concurrent.futures.wait(self._owed.values(), return_when=concurrent.futures.FIRST_COMPLETED).done
+    """See `types.AgentSession`; none where no answer comes for a while, so that a run which is asked to end can.
+
+    A fault stands for a request that failed for good; raises EndpointUnavailable where all would.
+    """
+    done = concurrent.futures.wait(self._owed.values(), timeout=PATIENCE, return_when=concurrent.futures.FIRST_COMPLETED).done
     return [(key, self._action(key, future)) for key, future in list(self._owed.items()) if future in done]
 
   def end(self, key: int) -> None:

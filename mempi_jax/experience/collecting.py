@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from mempi_jax.experience.bank import (
   BANK,
@@ -79,15 +80,19 @@ def collect_bank(
     raise ValueError(f'unknown deduplication {dedup!r}: expected one of {", ".join(DEDUP)}')
   if files.read_done(folder) is None:
     play_to_log(runner, tasks, folder / EPISODES, 'collect')
-    distiller = distiller_of(distill)
-    entries = distill_entries(read_episodes(folder / EPISODES), distiller, silent=silent)
-    entries = deduplicate(_described(entries, folder / EPISODES, kind), dedup)
-    entries = corrupt(entries, corruption, seed, pattern=pattern)
-    check_bank(entries, test_games)
-    made = {'by': 'collect', 'episodes': len(tasks), 'seed': seed, 'corruption': corruption, 'dedup': dedup, 'distillation': distiller.report()}
-    hosts.broadcast(lambda: write_with_card(folder, entries, made))
-    solved = sum(entry.solved_alone for entry in entries)
-    files.mark_done(folder, {'episodes': len(tasks), 'entries': len(entries), 'solved_alone': solved, 'bank': files.hash_file(folder / BANK)})
+
+    def write() -> dict[str, Any]:
+      distiller = distiller_of(distill)
+      entries = distill_entries(read_episodes(folder / EPISODES), distiller, silent=silent)
+      entries = deduplicate(_described(entries, folder / EPISODES, kind), dedup)
+      entries = corrupt(entries, corruption, seed, pattern=pattern)
+      check_bank(entries, test_games)
+      made = {'by': 'collect', 'episodes': len(tasks), 'seed': seed, 'corruption': corruption, 'dedup': dedup, 'distillation': distiller.report()}
+      write_with_card(folder, entries, made)
+      solved = sum(entry.solved_alone for entry in entries)
+      return {'episodes': len(tasks), 'entries': len(entries), 'solved_alone': solved, 'bank': files.hash_file(folder / BANK)}
+
+    files.mark_done(folder, hosts.broadcast(write))  # one host writes: a model that distils says other things to each
   return read_bank(folder, test_games)
 
 

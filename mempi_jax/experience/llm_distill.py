@@ -29,7 +29,7 @@ from typing import Any
 from mempi_jax.experience.distiller import Contrast, Distill, Distiller, Lesson, RuleDistiller, source_of
 from mempi_jax.experience.transcript import brought, closeup, overview, transcript
 from mempi_jax.runtime import files
-from mempi_jax.runtime.endpoint import Answer, ContextLengthError, Endpoint, EndpointError, EndpointUnavailable, Message, harmless
+from mempi_jax.runtime.endpoint import Answer, ContextLengthError, Endpoint, EndpointError, EndpointUnavailable, Message, harmless, wait_for
 from mempi_jax.runtime.metrics import progress
 from mempi_jax.runtime.rng import host_seed
 from mempi_jax.types import Episode
@@ -238,7 +238,7 @@ class LlmDistiller:
           futures.append(asked[key])
         for future in futures:
           try:
-            results.append(future.result())
+            results.append(wait_for(future))
           except EndpointUnavailable:
             raise
           except EndpointError as error:

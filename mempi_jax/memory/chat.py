@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mempi_jax.memory.operations import Event, Operation
+from mempi_jax.runtime import hosts
 from mempi_jax.runtime.endpoint import Endpoint
 
 Complete = Callable[[str, str], str]  # (system, user) -> answer
@@ -54,10 +55,12 @@ def json_object(answer: str) -> dict[str, Any]:
 def connect(url: str, model: str, *, timeout: float, retries: int, max_tokens: int) -> Complete:
   """Calls of a model at an endpoint, greedy. The key comes from OPENAI_API_KEY; a local server needs none.
 
-  Raises ValueError for an address that is none; a call raises EndpointError when it failed for good.
+  Of several hosts the first one asks, and all get its answer: a model does not say the same twice. Raises ValueError for an address that is
+  none; a call raises EndpointError when it failed for good, and Preempted where the run was asked to end.
   """
   endpoint = Endpoint(url, model, {'temperature': 0.0, 'max_tokens': max_tokens}, timeout=timeout, retries=retries)
-  return lambda system, user: endpoint.complete([{'role': 'system', 'content': system}, {'role': 'user', 'content': user}]).text
+  ask = lambda system, user: endpoint.complete([{'role': 'system', 'content': system}, {'role': 'user', 'content': user}]).text
+  return lambda system, user: hosts.broadcast(lambda: ask(system, user))
 
 
 def _event(item: Any) -> Event | None:

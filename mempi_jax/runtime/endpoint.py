@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mempi_jax.runtime import files, hosts
+from mempi_jax.runtime import files, hosts, preemption
 
 Message = dict[str, str]  # {'role': 'system' | 'user' | 'assistant', 'content': ...}
 
@@ -37,6 +37,7 @@ OURS = ('model', 'messages', 'seed', 'stream', 'n')  # what settings of the samp
 PASSING = (408, 409, 425, 429)  # statuses under 500 that a later attempt may not meet
 REFUSED = (401, 403, 404)  # the key, the model or the address is wrong: so it is for every request
 LARGEST = 2**24  # bytes of an answer
+LOOK = 1.0  # seconds between looks at whether the run is asked to end
 # What servers say, in one phrasing or the other, of a request that does not fit: OpenAI and vLLM, SGLang, llama.cpp, TGI and others.
 OUT_OF_CONTEXT = re.compile(
   r'context_length_exceeded|exceed_context_size|context (length|size|window)|maximum (model|context) length|prompt is too long|'
@@ -123,7 +124,7 @@ class AnswerFile:
       pass  # a file system without locks
     files.cut_half_line(self.path)
     self._answers: dict[str, Answer] = {}
-    for number, record in enumerate(files.read_jsonl(self.path), start=1):
+    for number, record in enumerate(files.read_jsonl(self.path, growing=not hosts.is_first()), start=1):
       try:
         self._answers[record['key']] = Answer(*(record[field.name] for field in dataclasses.fields(Answer)))
       except KeyError as error:
@@ -152,6 +153,14 @@ class AnswerFile:
     with self._guard:
       self._log.close()
       self._lock.close()
+
+
+def wait_for(future: concurrent.futures.Future[Answer]) -> Answer:
+  """What `Endpoint.submit` promised. Raises Preempted where the run is asked to end before it comes: a server may take minutes."""
+  while not future.done():
+    preemption.check()
+    concurrent.futures.wait([future], timeout=LOOK)
+  return future.result()
 
 
 class Endpoint:
@@ -211,8 +220,8 @@ class Endpoint:
     self._answers = AnswerFile(answers) if answers is not None else None
 
   def complete(self, messages: Sequence[Message], seed: int | None = None) -> Answer:
-    """The answer to messages. Raises EndpointError, or one of its kinds, when there is none."""
-    return self.submit(messages, seed).result()
+    """The answer to messages. Raises EndpointError, or one of its kinds, when there is none, and Preempted as `wait_for`."""
+    return wait_for(self.submit(messages, seed))
 
   def submit(self, messages: Sequence[Message], seed: int | None = None) -> concurrent.futures.Future[Answer]:
     """Asks without waiting: the future has the answer, or what `complete` raises. One that has not begun can be cancelled.

@@ -149,8 +149,8 @@ def cut_half_line(path: str | Path) -> None:
       file.truncate(keep)
 
 
-def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-  """Yields the records of a JSONL file.
+def read_jsonl(path: str | Path, *, growing: bool = False) -> Iterator[dict[str, Any]]:
+  """Yields the records of a JSONL file; where it is `growing`, because another host writes it, a half-written last line is left out.
 
   Raises:
     FileNotFoundError: no such file.
@@ -159,6 +159,8 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
   with open(path, encoding='utf-8') as file:
     for number, line in enumerate(file, start=1):
       if not line.endswith('\n'):
+        if growing:
+          return
         raise ValueError(f'{path}:{number}: the last line is half written (no newline at its end)')
       try:
         record = json.loads(line)

@@ -108,8 +108,8 @@ def progress(total: int, description: str, initial: int = 0) -> tqdm:
 
 
 def _drop_from(path: Path, step: int) -> None:
-  """Keeps the lines before `step`."""
-  if not path.exists():
+  """Keeps the lines before `step`. Other hosts than the first leave the file alone: that one is cutting it, and appending to it."""
+  if not path.exists() or not hosts.is_first():
     return
   files.cut_half_line(path)
   records = list(files.read_jsonl(path))
