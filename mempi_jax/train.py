@@ -358,7 +358,8 @@ def fit(
   state, frozen = update.init(to_training(policy.trained)), update.place(to_training(policy.frozen) if policy.frozen else {})
 
   def to_policy(params: Any) -> Any:
-    return unrolled(to_host(params, layout, shardings(own, params)))
+    with hosts.watch(f'{description}, giving every host the parameters'):
+      return jax.block_until_ready(unrolled(to_host(params, layout, shardings(own, params))))
 
   def averaged() -> Any:
     """What is evaluated and saved: for some optimizers not the parameters at which gradients are taken."""
@@ -395,6 +396,7 @@ def fit(
         except Preempted:  # before the source took anything in
           if step > saved:
             checkpoints.save(step, state, {'source': source.state()})
+            checkpoints.wait()  # an error of it is worth more than the word that all is saved
           raise
         arrays = update.put(batch)
         with clock('compile'):
