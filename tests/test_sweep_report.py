@@ -116,6 +116,13 @@ def test_the_picture_of_a_study_shows_the_best_so_far():
   assert list(lowest.lines[0].get_ydata()) == [0.2, 0.2, 0.2]
 
 
+def test_the_picture_of_a_study_with_one_trial_shows_it():
+  trials = [{'number': 0, 'value': 0.2, 'ci95': [0.1, 0.3], 'params': {'rate': 1e-3, 'k': 4}}]
+  for axes, value in zip(sweep_plots.study(trials, {'rate'}, {}, ('s', 'mempi', 'success_rate', 'maximize'), 'success').axes, (0, 4, 1e-3), strict=True):
+    low, high = axes.get_xlim()
+    assert low < value < high
+
+
 @pytest.mark.parametrize(
   ('value', 'text'), [(5e-4, '5e-4'), (0.00025, '2.5e-4'), (0.15, '0.15'), (16, '16'), (0.0, '0'), (250000, '2.5e5'), (True, 'True'), (None, 'None')]
 )

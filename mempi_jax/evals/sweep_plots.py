@@ -40,9 +40,9 @@ def over_field(points: Sequence[Record], field: str, split: str) -> Figure:
   logarithmic = spans_decades(values)
   place = np.log10 if logarithmic else np.asarray
   span = float(place(values[-1]) - place(values[0])) or 1.0
-  # Side by side within an eighth of the smallest gap, so that intervals do not hide each other.
+  # Side by side, so that intervals do not hide each other, and yet nearer to their value than to the next one.
   gap = min(np.diff(place(values)), default=span)
-  shifts = np.linspace(-0.5, 0.5, max(len(memories), 2)) * min(0.35 * gap, 0.05 * span)
+  shifts = np.linspace(-0.5, 0.5, max(len(memories), 2)) * min(0.4 * gap, 0.12 * span)
   for axes, panel in zip(grid, panels, strict=False):
     for memory, shift in zip(memories, shifts, strict=False):
       own = sorted((point for point in points if (point['panel'], point['memory']) == (panel, memory)), key=lambda point: point['x'])
@@ -129,7 +129,7 @@ def study(
   split, memory, measure, direction = objective
   best_of = max if direction == 'maximize' else min
   best = best_of(trials, key=lambda trial: trial['value'])
-  names = sorted({name for trial in trials for name in trial['params']}, key=lambda name: -importances.get(name, 0.0))
+  names = sorted({name for trial in trials for name in trial['params']}, key=lambda name: (-importances.get(name, 0.0), name))
   columns = min(_COLUMNS, max(1, len(names)))
   lines = math.ceil(len(names) / columns)
   figure = new_figure(max(7.2, 3.2 * columns), 3.2 + 2.7 * lines)
@@ -159,8 +159,8 @@ def study(
       axes.errorbar(x, trial['value'], error, color=colour(memory), marker=MARKERS.get(memory, 'o'), ms=7, lw=1.4, capsize=2, alpha=0.75, zorder=3)
       if trial is best:
         axes.plot(x, trial['value'], marker='o', ms=15, mfc='none', mec=ink('ink'), mew=1.2, lw=0, zorder=4, label='best')
-  history.xaxis.set_major_locator(MaxNLocator(integer=True))
-  history.margins(x=0.04)
+  history.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+  history.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
   history.set_xlabel('trial')
   history.set_ylabel(words)
   intervals = ', 95% intervals over games' if any(trial['ci95'] for trial in trials) else ''
@@ -186,14 +186,18 @@ def _scale(axes: Any, values: Sequence[Any], logarithmic: bool) -> None:
     axes.margins(x=0.2)
     axes.grid(axis='x', visible=False)
     return
+  place = np.log10 if logarithmic else np.asarray
   if logarithmic:
     _make_logarithmic(axes)
   else:
     axes.xaxis.set_major_locator(MaxNLocator(4))
+  low, high = float(place(min(values))), float(place(max(values)))
+  margin = 0.12 * (high - low) or 0.5  # where there is one value alone
+  ends = low - margin, high + margin
+  axes.set_xlim(*(10**end for end in ends) if logarithmic else ends)
   distinct = sorted(set(values))
-  if len(distinct) <= 3:
+  if len(distinct) <= 3 and all(np.diff(place(distinct)) > 0.3 * (high - low)):
     _name_values(axes, distinct)
-  axes.margins(x=0.12)
 
 
 def _make_logarithmic(axes: Any) -> None:
