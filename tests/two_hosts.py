@@ -57,7 +57,7 @@ def start_main(name: str, arguments: Sequence[str], *more: Sequence[str], **envi
   return start_two(command, [environment] * 2)
 
 
-def wait(processes: Sequence[subprocess.Popen[str]], timeout: float = 300.0) -> list[Ended]:
+def wait(processes: Sequence[subprocess.Popen[str]], timeout: float = 180.0) -> list[Ended]:
   """Waits until all have ended, and kills those that have not within `timeout` seconds."""
   began, ended = time.monotonic(), []
   try:

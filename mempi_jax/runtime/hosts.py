@@ -135,7 +135,8 @@ def disconnect() -> None:
     _link.closed = True
     if _link.log:
       sys.stdout, sys.stderr = _link.streams
-      _link.log.close()
+      with contextlib.suppress(OSError):  # a full disk
+        _link.log.close()
     _link = None
 
 
@@ -428,7 +429,8 @@ class _Both:
   def write(self, text: str) -> int:
     """Progress bars, which begin with a carriage return, do not go to the log."""
     if not text.startswith('\r') and not self.log.closed:
-      self.log.write(text)
+      with contextlib.suppress(OSError):  # the disk may be full: then that is what must be said
+        self.log.write(text)
     if not self.quiet:
       self.stream.write(text)
     elif text.startswith(('error', 'Traceback')):

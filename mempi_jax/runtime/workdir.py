@@ -40,6 +40,11 @@ def join_hosts(parsed: argparse.Namespace, config: FrozenConfigDict) -> None:
   Raises HostsError where they do not find each other, or run different commands, configs or versions.
   """
   hosts.connect(parsed.hosts, parsed.host, parsed.coordinator, dead_after=config.hosts.dead_after, timeout=config.hosts.timeout)
+  check_hosts_alike(parsed, config)
+
+
+def check_hosts_alike(parsed: argparse.Namespace, config: FrozenConfigDict) -> None:
+  """Raises HostsError, on all hosts, where they run different commands, configs or versions; it names what differs."""
   command = {'command': Path(sys.argv[0]).stem, 'allow': sorted(parsed.allow)}
   hosts.check_alike('commands', command, differing_fields)
   hosts.check_alike('configs', json.loads(to_json(config)), differing_fields)
@@ -72,7 +77,7 @@ def _check_shared(workdir: Path) -> None:
   """Raises ConfigError on all hosts where one does not see the folder of the first, but none, or one of its own with the same name."""
   if hosts.count() == 1:
     return
-  mark = hosts.broadcast(lambda: _mark(workdir))
+  mark = workdir / hosts.broadcast(lambda: _mark(workdir))
   started = time.monotonic()
   while not mark.exists() and time.monotonic() - started < IN_SIGHT:
     time.sleep(0.1)
@@ -83,11 +88,11 @@ def _check_shared(workdir: Path) -> None:
     raise ConfigError(f'host {blind[0]} does not see the working folder {workdir.resolve()} of host 0: it must be on a file system that they share')
 
 
-def _mark(workdir: Path) -> Path:
-  """A new file in the folder, with a name that no host has ever looked for: network file systems remember what was not there."""
-  mark = workdir / f'.{secrets.token_hex(8)}.shared'
-  mark.touch()
-  return mark
+def _mark(workdir: Path) -> str:
+  """Makes a file in the folder and gives its name, which no host has ever looked for: network file systems remember what was not there."""
+  name = f'.{secrets.token_hex(8)}.shared'
+  (workdir / name).touch()
+  return name
 
 
 def _claim(workdir: Path, text: str, agent_folder: Path | None, allow: Collection[str]) -> None:

@@ -1,14 +1,21 @@
 """What the hosts of tests/runtime/test_hosts.py do: python hosts_program.py SCENARIO HOST COORDINATOR. It computes nothing."""
 
+import argparse
 import os
+import resource
 import signal
 import sys
 import time
+from pathlib import Path
 
-from mempi_jax.runtime import hosts, preemption
+from ml_collections import ConfigDict
+
+from mempi_jax.config import ConfigError
+from mempi_jax.runtime import files, hosts, preemption, workdir
 
 scenario, me, coordinator = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-other = 1 - me
+config = ConfigDict({'seed': 1, 'stage2': {'updates': 3}})
+parsed = argparse.Namespace(allow=())
 
 
 def raised(function, kind):
@@ -83,6 +90,83 @@ def exchange():
       break
     time.sleep(0.1)
   assert preemption.requested()
+
+
+def unlike():
+  """What the hosts run differs, or the folder that they run it in."""
+  workdir.check_hosts_alike(parsed, config)
+  check = lambda: raised(lambda: workdir.check_hosts_alike(parsed, config), hosts.HostsError)
+
+  other = ConfigDict({'seed': 1, 'stage2': {'updates': 3 + me}})
+  message = raised(lambda: workdir.check_hosts_alike(parsed, other), hosts.HostsError)
+  assert message == 'host 0 and host 1 have different configs: stage2.updates is 3 there, 4 here', message
+
+  version = workdir.package_version
+  workdir.package_version = lambda name: f'0.3.{me}' if name == 'optax' else version(name)
+  assert check() == "host 0 and host 1 have different versions: optax is '0.3.0' there, '0.3.1' here"
+  workdir.package_version = version
+
+  sys.argv[0] = ('train.py', 'collect.py')[me]
+  assert check() == "host 0 and host 1 have different commands: command is 'train' there, 'collect' here"
+  sys.argv[0] = 'train.py'
+  parsed.allow = ('seed',) * me
+  assert check() == "host 0 and host 1 have different commands: allow is [] there, ['seed'] here"
+
+  # The other host has a folder of its own by that name, with the same config in it: a disk of each machine.
+  shared, own = Path(sys.argv[4]) / 'shared', Path(sys.argv[4]) / f'disk_{me}'
+  workdir.IN_SIGHT = 1.0
+  assert workdir.open_workdir(shared, config, None) == shared
+  own.mkdir()
+  (own / 'config.json').write_text((shared / 'config.json').read_text())
+  message = raised(lambda: workdir.open_workdir(own, config, None), ConfigError)
+  assert message == f'host 1 does not see the working folder {own} of host 0: it must be on a file system that they share', message
+
+  # Refused on the first host, refused on all.
+  message = raised(lambda: workdir.open_workdir(shared, ConfigDict({'seed': 2}), None), ConfigError)
+  assert 'seed is 1 there, 2 here' in message
+
+
+def logs():
+  """What each host prints, after its log is open."""
+  hosts.open_log(Path(sys.argv[4]))
+  print(f'played by {me}')
+  print(f'a warning of {me}', file=sys.stderr)
+  print('\rhalf way', end='', file=sys.stderr)
+  hosts.barrier()
+  # The log's disk is full: what is said still reaches people.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+  print('error: the disk is full', file=sys.stderr)
+
+
+def behind():
+  """The first host writes a log while the other one opens it, and reads what is there."""
+  from mempi_jax.runtime.metrics import MetricWriter
+
+  log, metrics = Path(sys.argv[4]) / 'answers.jsonl', Path(sys.argv[4]) / 'metrics.jsonl'
+  if me == 0:
+    log.write_text('{"key": 1}\n{"key"')
+    metrics.write_text('{"step": 0}\n{"step": 1}\n{"st')
+  hosts.barrier()
+  if me == 1:
+    assert list(files.read_jsonl(log, growing=True)) == [{'key': 1}]
+    MetricWriter(Path(sys.argv[4]), 1).close()
+    assert metrics.read_text().endswith('{"st')  # not its to cut
+  hosts.barrier()
+  with MetricWriter(Path(sys.argv[4]), 1) as writer:
+    writer.write(1, {'train/loss': 2.0})
+  hosts.barrier()
+  assert list(files.read_jsonl(metrics)) == [{'step': 0}, {'step': 1, 'train/loss': 2.0}]
+
+  # What the first one reads of a log that was begun is what all go on from.
+  expected = [1, 2]
+  started = files.read_started(log, expected, lambda record: record['key'])
+  assert started == [{'key': 1}]
+  with files.JsonlLog(log) as file:
+    file.append({'key': 2})
+  files.write_json(log.with_name('other.json'), {'by': me})
+  files.mark_done(log.parent, {'by': 0})
+  assert list(files.read_jsonl(log)) == [{'key': 1}, {'key': 2}] and files.read_json(log.with_name('other.json')) == {'by': 0}
+  assert files.read_done(log.parent) == {'by': 0}
 
 
 def fail():

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,16 +32,22 @@ def strike(number, host):
 
 
 @pytest.fixture(scope='module')
-def ends():
+def ends(tmp_path_factory):
   """Every scenario, all at the same time: their processes hardly do anything but wait."""
+  folder = tmp_path_factory.mktemp('hosts')
+  for name in ('unlike', 'logs', 'behind'):
+    (folder / name).mkdir()
   scenarios = {
-    'exchange': lambda: two_hosts.wait(begin('exchange'), 120),
-    'fail 0': lambda: two_hosts.wait(begin('fail', '0'), 60),
-    'fail 1': lambda: two_hosts.wait(begin('fail', '1'), 60),
-    'both fail': lambda: two_hosts.wait(begin('both_fail'), 60),
-    'late': lambda: two_hosts.wait(begin('late'), 60),
-    'stuck': lambda: two_hosts.wait(begin('stuck'), 60),
-    'broken': lambda: two_hosts.wait(begin('broken'), 60),
+    'exchange': lambda: two_hosts.wait(begin('exchange')),
+    'unlike': lambda: two_hosts.wait(begin('unlike', str(folder / 'unlike'))),
+    'logs': lambda: two_hosts.wait(begin('logs', str(folder / 'logs'))),
+    'behind': lambda: two_hosts.wait(begin('behind', str(folder / 'behind'))),
+    'fail 0': lambda: two_hosts.wait(begin('fail', '0')),
+    'fail 1': lambda: two_hosts.wait(begin('fail', '1')),
+    'both fail': lambda: two_hosts.wait(begin('both_fail')),
+    'late': lambda: two_hosts.wait(begin('late')),
+    'stuck': lambda: two_hosts.wait(begin('stuck')),
+    'broken': lambda: two_hosts.wait(begin('broken')),
     'kill 0': lambda: strike(signal.SIGKILL, 0),
     'kill 1': lambda: strike(signal.SIGKILL, 1),
     'stop 0': lambda: strike(signal.SIGSTOP, 0),
@@ -50,15 +55,34 @@ def ends():
   }
   with concurrent.futures.ThreadPoolExecutor(len(scenarios)) as threads:
     found = dict(zip(scenarios, threads.map(lambda play: play(), scenarios.values()), strict=True))
-  for name, end in found.items():
-    for one in end if isinstance(end, list) else [end]:
-      print(f'{name}: status {one.status} after {one.seconds:.1f} s: {one.last[:150]}', file=sys.__stdout__)
-  return found
+  return found | {'folder': folder}
 
 
 def test_exchanges(ends):
   for end in ends['exchange']:
     assert end.status == 0 and end.out == 'fine\n', end.err
+
+
+def test_hosts_that_are_not_alike(ends):
+  for end in ends['unlike']:
+    assert end.status == 0 and end.out == 'fine\n', end.err
+  assert not list((ends['folder'] / 'unlike').rglob('*.shared'))
+
+
+def test_the_first_host_writes_while_others_read(ends):
+  for end in ends['behind']:
+    assert end.status == 0 and end.out == 'fine\n', end.err
+
+
+def test_each_host_has_a_log(ends):
+  first, second = ends['logs']
+  assert first.status == second.status == 0, first.err + second.err
+  assert first.out == 'played by 0\nfine\n' and second.out == 'fine\n'  # the last word comes after the log is closed
+  assert first.err == 'a warning of 0\n\nhalf wayerror: the disk is full\n'  # a carriage return is read as a line's end
+  assert second.err == 'error: the disk is full\n'
+  for host in (0, 1):
+    lines = (ends['folder'] / 'logs' / 'hosts' / f'{host}.log').read_text().splitlines()
+    assert lines[0].startswith(f'--- host {host} of 2, ') and lines[1:] == [f'played by {host}', f'a warning of {host}']
 
 
 @pytest.mark.parametrize('host', [0, 1])
