@@ -30,6 +30,18 @@ def dummy_model(tokenizer):
   return config, jax.tree.map(lambda leaf: leaf * 6.0 if leaf.ndim == 2 else leaf, params)
 
 
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+  """The working folder of a small run by the real commands, trained and evaluated in this process. Nobody may change it."""
+  from mempi_jax import evaluate, train
+  from tests.small_run import arguments
+
+  workdir = tmp_path_factory.mktemp('finished')
+  train.main(arguments(workdir))
+  evaluate.main(arguments(workdir))
+  return workdir
+
+
 @pytest.fixture(scope='module')
 def server():
   """A chat server in a process of its own (tests/chat_server.py)."""

@@ -33,14 +33,6 @@ def outcome(workdir: Path) -> dict:
   }
 
 
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory) -> Path:
-  workdir = tmp_path_factory.mktemp('finished')
-  train_lib.main(arguments(workdir))
-  evaluate_lib.main(arguments(workdir))
-  return workdir
-
-
 def test_workdir_and_results(finished):
   for name in ('agent', 'bank', 'stage1/policy', 'stage2/policy', 'eval', 'config.json', 'manifest.json'):
     assert (finished / name).exists(), name
