@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts of this folder: finds a Python, makes .venv unless a virtual environment is active, installs.
 # Sets: root (the repository), python (the interpreter of the environment).
 
