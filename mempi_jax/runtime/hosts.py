@@ -69,11 +69,11 @@ class _Link:
   heard: dict[int, tuple[str, float]] = dataclasses.field(default_factory=dict)  # each other host's last sign of life, and when it came
   failed: str = ''  # what another host ended with, and says
   failing: bool = False  # this one is about to end with an error of its own
-  on_abort: Any = None  # C holds no reference to it
   closed: bool = False
 
 
 _link: _Link | None = None  # None: there is one host
+_on_abort: Any = None  # C holds no reference to it
 
 
 def connect(hosts: str, host: int | None, coordinator: str | None, *, dead_after: float, timeout: float) -> None:
@@ -85,7 +85,8 @@ def connect(hosts: str, host: int | None, coordinator: str | None, *, dead_after
     coordinator: ADDRESS:PORT of the first one.
     dead_after, timeout: seconds, see the top of this file.
 
-  Raises HostsError: impossible numbers, or the others did not come within `timeout` seconds.
+  Raises HostsError: impossible numbers, or a port that is taken. Where the others do not come within `timeout` seconds, ten minutes at most, the
+  process ends.
   """
   global _link
   if not hosts:
@@ -105,24 +106,28 @@ def connect(hosts: str, host: int | None, coordinator: str | None, *, dead_after
     arguments = {'coordinator_address': coordinator, 'num_processes': int(hosts), 'process_id': host}
     # Under Slurm JAX takes one process a GPU for granted, and would hide the others of this machine.
     arguments['cluster_detection_method'] = 'deactivate'
+    if host == 0:
+      _check_port(coordinator)
   import jax
 
   # It would take SIGTERM for itself (runtime/preemption.py).
   jax.config.update('jax_enable_preemption_service', False)
+  patience, here = min(timeout, 600.0), f'--hosts={hosts}, --host={host}, --coordinator={coordinator}'
+  _explain_abort(lambda: f'the hosts did not find each other within {patience:g} s ({here}): was each of them started, and can it reach the first?')
   try:
     # JAX's own heartbeat ends the process without a word of ours: it must be the slower one.
     jax.distributed.initialize(
-      **arguments, initialization_timeout=int(min(timeout, 600)), heartbeat_timeout_seconds=int(10 * dead_after + 60), shutdown_timeout_seconds=30
+      **arguments, initialization_timeout=int(patience), heartbeat_timeout_seconds=int(10 * dead_after + 60), shutdown_timeout_seconds=30
     )
   except (RuntimeError, ValueError) as error:
-    raise HostsError(f'the hosts did not find each other (--hosts={hosts}, --host={host}, --coordinator={coordinator}): {error}') from None
+    raise HostsError(f'the hosts did not find each other ({here}): {error}') from None
   from jax._src import distributed  # the client has no public name
 
   if jax.process_count() > 1:
     state, now = distributed.global_state, time.monotonic()
     _link = _Link(state.client, jax.process_index(), jax.process_count(), state.coordinator_address, dead_after, timeout, answered=now)
     _link.heard = {other: ('', now) for other in range(_link.count) if other != _link.index}
-    _explain_abort(_link)
+    _explain_abort(lambda: _why_aborted(_link))
     for task in (_beat, _look):
       threading.Thread(target=task, args=(_link,), name='hosts', daemon=True).start()
 
@@ -215,7 +220,7 @@ def barrier() -> None:
 def spread(function: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], *, same: Callable[[T], Any] | None = None) -> list[R]:
   """`function` of all items, each host doing a stretch of them: gives one result an item, which does not depend on the other items.
 
-  `same`: neighbours for which it gives the same are done by one host.
+  `same`: neighbours for which it gives the same are done by one host. Raises HostsError where the hosts have other numbers of items.
   """
   if _link is None:
     return list(function(items))
@@ -224,7 +229,9 @@ def spread(function: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], *
     done = list(function(stretch)) if len(stretch) else []
   except preemption.Preempted:
     done = None
-  parts = gather(done)
+  counts, parts = zip(*gather((len(items), done)), strict=True)
+  if len(set(counts)) > 1:
+    raise HostsError(f'the hosts have parted ways, which is a mistake in the program: they share out {", ".join(map(str, counts))} things')
   if any(part is None for part in parts):  # all end at the same place
     raise preemption.Preempted
   return [result for part in parts for result in part]
@@ -362,20 +369,40 @@ def _look(link: _Link) -> None:
       _end(link, f'{doing[0]} has taken longer than {link.timeout:g} s: a host is stuck, or hosts.timeout is too short')
 
 
-def _explain_abort(link: _Link) -> None:
-  """JAX's client aborts the process the moment that the coordinator is gone. Then this one says what happened, and ends as it does otherwise.
+def _explain_abort(why: Callable[[], str]) -> None:
+  """JAX's client aborts the process the moment that the coordinator is gone, or does not come. From now on this process says `why` and ends as it does
+  otherwise; where that is '', the abort goes on.
 
   Python's own handlers would not run any more, hence one of C's.
   """
+  global _on_abort
 
   def handle(number: int) -> None:
-    if link.failing:
+    if _link is not None and _link.failing:
       os._exit(2)
-    if link.index and not link.closed and not _answers(link.coordinator):
-      _end(link, link.failed or 'host 0, the coordinator, is gone')
+    if reason := why():
+      _end(_link, reason)
 
-  link.on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
-  ctypes.CDLL(None).signal(signal.SIGABRT, link.on_abort)
+  _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
+  ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+
+
+def _why_aborted(link: _Link) -> str:
+  if not link.index or link.closed or _answers(link.coordinator):
+    return ''
+  return link.failed or 'host 0, the coordinator, is gone'
+
+
+def _check_port(coordinator: str) -> None:
+  """Raises HostsError where this host cannot listen at the coordinator's port: JAX would crash."""
+  port = coordinator.rpartition(':')[2]
+  try:
+    if socket.has_dualstack_ipv6():
+      socket.create_server(('', int(port)), family=socket.AF_INET6, dualstack_ipv6=True).close()
+    else:
+      socket.create_server(('', int(port))).close()
+  except (OSError, ValueError, OverflowError) as error:
+    raise HostsError(f'the first host cannot listen at --coordinator={coordinator}: {error}') from None
 
 
 def _answers(address: str) -> bool:
@@ -388,16 +415,14 @@ def _answers(address: str) -> bool:
   return True
 
 
-def _end(link: _Link, reason: str) -> None:
+def _end(link: _Link | None, reason: str) -> None:
   """Ends the process: what waits for devices in C++ cannot be made to raise."""
-  doing = link.doing
-  message = (
-    f'error: {reason} (this was host {link.index}{f", in {doing[0]}" if doing else ""}). '
-    'What was saved is whole: start all hosts again, and the run goes on'
-  )
+  doing = link.doing if link else None
+  here = f' (this was host {link.index}{f", in {doing[0]}" if doing else ""})' if link else ''
+  stop = '' if reason.endswith('?') else '.'
   try:
-    print(message, file=sys.stderr, flush=True)  # and to the log, see `open_log`
-    if not link.index:  # the others lose the coordinator: they must hear why
+    print(f'error: {reason}{here}{stop} What was saved is whole: start all hosts again, and the run goes on', file=sys.stderr, flush=True)
+    if link and not link.index:  # the others lose the coordinator: they must hear why
       link.client.key_value_set('mempi/failed/0', reason, allow_overwrite=True)
       time.sleep(2 * BEAT)
   finally:

@@ -75,6 +75,8 @@ def exchange():
   message = raised(here if me == 0 else there, hosts.HostsError)
   assert 'the hosts have parted ways' in message and f'host {me} at hosts_program.py:' in message
 
+  assert 'they share out 3, 4 things' in raised(lambda: hosts.spread(double, range(3 + me)), hosts.HostsError)
+
   # What was read is removed: a run of weeks does not fill the coordinator's memory.
   hosts.barrier()
   left = hosts._link.client.key_value_dir_get_bytes('mempi/gather/')
@@ -211,7 +213,9 @@ def broken():
     raise ValueError('UNKNOWN: Gloo all-reduce failed: Connection closed by peer')
 
 
-hosts.connect('2', me, coordinator, dead_after=3.0, timeout=6.0 if scenario in ('late', 'stuck') else 60.0)
+# A machine that is busy may be silent for seconds: a short time only where a host is to be found dead.
+dead_after = 3.0 if scenario in ('wait', 'broken', 'fail') else 60.0
+hosts.connect('2', me, coordinator, dead_after=dead_after, timeout=6.0 if scenario in ('late', 'stuck') else 90.0)
 hosts.barrier()
 globals()[scenario]()
 hosts.disconnect()

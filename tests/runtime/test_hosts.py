@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,8 @@ def ends(tmp_path_factory):
     'unlike': lambda: two_hosts.wait(begin('unlike', str(folder / 'unlike'))),
     'logs': lambda: two_hosts.wait(begin('logs', str(folder / 'logs'))),
     'behind': lambda: two_hosts.wait(begin('behind', str(folder / 'behind'))),
+    'alone 0': lambda: two_hosts.wait([two_hosts.start(['-c', CONNECT, '0', two_hosts.free_address()])]),
+    'alone 1': lambda: two_hosts.wait([two_hosts.start(['-c', CONNECT, '1', two_hosts.free_address()])]),
     'fail 0': lambda: two_hosts.wait(begin('fail', '0')),
     'fail 1': lambda: two_hosts.wait(begin('fail', '1')),
     'both fail': lambda: two_hosts.wait(begin('both_fail')),
@@ -131,6 +134,21 @@ def test_a_broken_connection_is_told_by_who_died(ends):
   assert 'host 1 has given no sign of life for 3 s (this was host 0, in stage 2, step 7)' in end.last
 
 
+CONNECT = """
+import sys
+from mempi_jax.runtime import hosts
+hosts.connect('2', int(sys.argv[1]), sys.argv[2], dead_after=3.0, timeout=3.0)
+"""
+
+
+@pytest.mark.parametrize('host', [0, 1])
+def test_a_host_that_was_never_started(ends, host):
+  (end,) = ends[f'alone {host}']
+  assert end.status == hosts.FAILED
+  assert end.last.startswith(f'error: the hosts did not find each other within 3 s (--hosts=2, --host={host}, --coordinator=127.0.0.1:')
+  assert end.last.endswith(f'was each of them started, and can it reach the first? {RESTART}')
+
+
 # One host, and arguments.
 
 
@@ -170,6 +188,16 @@ def test_impossible_numbers(arguments, message):
 def test_a_time_that_no_sign_of_life_can_keep():
   with pytest.raises(hosts.HostsError, match='hosts.dead_after is 1 s: expected at least 3, there is a sign of life every 1 s'):
     hosts.connect('2', 0, '127.0.0.1:1', dead_after=1.0, timeout=60.0)
+
+
+@pytest.mark.parametrize('address', ['127.0.0.1:{}', '[::1]:{}'])
+def test_a_port_that_is_taken(address):
+  with socket.create_server(('', 0)) as taken:
+    address = address.format(taken.getsockname()[1])
+    with pytest.raises(hosts.HostsError, match='the first host cannot listen at --coordinator=.*Address already in use'):
+      hosts.connect('2', 0, address, dead_after=60.0, timeout=60.0)
+  with pytest.raises(hosts.HostsError, match='cannot listen at --coordinator=nowhere'):
+    hosts.connect('2', 0, 'nowhere', dead_after=60.0, timeout=60.0)
 
 
 @pytest.mark.parametrize('parts', [1, 2, 3, 8])
