@@ -27,6 +27,7 @@ setup(
     'safetensors>=0.8',  # numpy arrays of bfloat16
     'scipy>=1.13',
     'tensorboardX>=2.6.2',
+    'threadpoolctl>=3.5',
     'tokenizers>=0.22',
     'tqdm>=4.66',
     'transformers>=5.0',

@@ -37,6 +37,7 @@ from mempi_jax.rollout.pool import Pool, PoolError, RemoteEnvs
 from mempi_jax.rollout.ray_pool import RayPool
 from mempi_jax.rollout.runner import Runner
 from mempi_jax.runtime import preemption
+from mempi_jax.runtime.host import one_thread_for_numpy
 from mempi_jax.runtime.manifest import make_manifest
 from mempi_jax.runtime.rng import host_seed
 from mempi_jax.runtime.sharding import Layout, local_layout, make_layout
@@ -161,6 +162,7 @@ def open_world(config: FrozenConfigDict, workdir: Path, *, allow: Collection[str
       is among the train games. FileNotFoundError: no agent checkpoint where the config says. ValueError: the folder holds another run.
       OSError: it cannot be written.
   """
+  one_thread_for_numpy()
   check_agent(config)
   check_pool(config)
   suite = make_suite(config)

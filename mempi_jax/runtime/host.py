@@ -1,4 +1,4 @@
-"""The machine under JAX, asked before JAX starts: does it have an accelerator, and what does its C library do with freed memory?"""
+"""The machine under JAX: does it have an accelerator, what does its C library do with freed memory, how many threads do host libraries take?"""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ KEEP = ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
 def has_accelerator() -> bool:
   """Whether this machine shows a GPU or a TPU, by its device files: JAX is neither asked nor imported."""
   return any(glob.glob(pattern) for pattern in ACCELERATORS)
+
+
+def one_thread_for_numpy() -> None:
+  """From now on numpy's linear algebra, here of small matrices, runs on one thread: its threads and XLA's wait for each other, ten times as long
+  as the work takes. It also rounds alike on machines with other numbers of cores."""
+  from threadpoolctl import threadpool_limits
+
+  threadpool_limits(1, user_api='blas')
 
 
 def keep_freed_memory() -> bool:

@@ -51,3 +51,11 @@ def test_kept_memory_costs_no_page_faults_again():
   kept, faults = measure(True)
   if kept == 'True':
     assert faults < 100 < measure(False)[1]
+
+
+def test_numpy_has_one_thread():
+  code = (
+    'import numpy, threadpoolctl\nfrom mempi_jax.runtime.host import one_thread_for_numpy\none_thread_for_numpy()\n'
+    "print({pool['num_threads'] for pool in threadpoolctl.threadpool_info() if pool['user_api'] == 'blas'})"
+  )
+  assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '{1}'
