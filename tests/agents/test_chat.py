@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mempi_jax.agents import chat
 from mempi_jax.agents.chat import PROMPTS, ChatPrompt, find_action, make_chat_agent, opening_messages, spoken
 from mempi_jax.envs.alfworld.env import AlfworldEnv
 from mempi_jax.envs.alfworld.expert import ExploringExpert
@@ -255,6 +256,18 @@ def test_nothing_that_is_said_becomes_a_role_or_a_line_of_the_prompt(server, tex
   assert starts == ['task:', 'observation:', 'observation:', 'hint:', 'observation:']
   # This test can see a forged role: sent as it is, the text makes one.
   assert chat_server.roles({'messages': [{'role': 'user', 'content': HOSTILE[0]}]}) == 'user system'
+
+
+def test_a_server_that_is_silent_does_not_hold_up_the_caller(server, monkeypatch):
+  monkeypatch.setattr(chat, 'PATIENCE', 0.2)
+  with make_agent(server.url(hold=2), 'echo', prompt='text') as agent:
+    session = agent.begin()
+    session.start(0, CONTEXT, SILENT, 0)
+    assert session.act() == []  # the answer takes 2 seconds
+    acted = []
+    while not acted:
+      acted = session.act()
+    assert [key for key, _ in acted] == [0]
 
 
 def test_what_the_model_says_cannot_forge_a_role_either(server):

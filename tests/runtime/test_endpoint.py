@@ -13,7 +13,7 @@ import traceback
 
 import pytest
 
-from mempi_jax.runtime import files
+from mempi_jax.runtime import files, preemption
 from mempi_jax.runtime.endpoint import (
   Answer,
   AnswerFile,
@@ -88,6 +88,19 @@ def test_slow_answers_are_given_up_in_time(server):
   same, traffic = answers(server.url('slow+drip'), count=6, timeout=1.2, retries=8)
   assert same == good and traffic.retries > 2
   assert time.monotonic() - began < 15.0
+
+
+def test_who_waits_for_a_server_can_be_asked_to_end(server):
+  asked = threading.Timer(0.3, preemption.request)
+  with endpoint(server.url(hold=4)) as client:
+    asked.start()
+    began = time.monotonic()
+    try:
+      with pytest.raises(preemption.Preempted):
+        client.complete(ask())
+    finally:
+      preemption._asked.clear()
+  assert time.monotonic() - began < 3.0  # an answer takes 4 seconds
 
 
 def test_no_more_requests_than_allowed_are_under_way(server):
