@@ -14,6 +14,7 @@ are not yet, evaluated, and put into one table (as by `mempi_jax.sweep`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from mempi_jax.evals.success import BASE_RUNS_FILE, EPISODES_FILE, compare, pres
 from mempi_jax.experience.bank import episode_of, episode_record
 from mempi_jax.experience.collecting import play_to_log
 from mempi_jax.memories import check_memories, make_memory, make_rag
-from mempi_jax.runtime import files, hosts
+from mempi_jax.runtime import files, hosts, preemption
 from mempi_jax.runtime.host import has_accelerator
 from mempi_jax.runtime.metrics import progress
 from mempi_jax.runtime.workdir import MANIFEST, WALL_TIME, join_hosts, report_errors, timed
@@ -125,15 +126,15 @@ def replay_on_engine(world: World, path: Path) -> dict[str, Any]:
     distinct = list({(r['task_id'], tuple(action for action, _ in r['steps'])): r for r in records}.values())
     chosen = [distinct[i * len(distinct) // count] for i in range(min(count, len(distinct)))]
     disagreements = []
-    with progress(len(chosen), 'real engine replay') as bar:
+    with contextlib.closing(env), progress(len(chosen), 'real engine replay') as bar:
       for record in chosen:
+        preemption.check()
         env.reset(Task(record['env'], record['task_id'], record['split'], record['seed']))
         results = [(action, brought, env.step(action)) for action, brought in record['steps']]
         won = bool(results) and results[-1][2].success
         if won != record['success'] or any(step.observation != brought for _, brought, step in results):
           disagreements.append(record['task_id'])
         bar.update()
-    env.close()
     result = {'episodes': len(chosen), 'agree': len(chosen) - len(disagreements), 'disagreements': disagreements}
   files.write_json(path, result)
   return result

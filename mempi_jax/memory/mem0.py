@@ -14,7 +14,7 @@ from mempi_jax.experience.bank import BankEntry, lessons
 from mempi_jax.experience.distiller import Distill, Distiller
 from mempi_jax.memory.operations import Event, FactStore, Manager, Operation
 from mempi_jax.memory.rag import query_text
-from mempi_jax.runtime import files
+from mempi_jax.runtime import files, hosts
 from mempi_jax.runtime.metrics import progress
 from mempi_jax.types import Context, Episode, Guidance
 
@@ -82,6 +82,7 @@ def build_facts(entries: Sequence[BankEntry], store: FactStore, manager: Manager
       if i < len(done):
         events = [Event(Operation(event['operation']), event['text'], event['place']) for event in done[i]['events']]
       else:
+        hosts.check_preempted()
         events = manager.manage(entry.guidance, [store.facts[place] for place in places])
         log.append({'fact': entry.guidance, 'events': [dataclasses.asdict(event) for event in events]})
         bar.update()

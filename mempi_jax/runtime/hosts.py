@@ -248,6 +248,12 @@ def stretches(items: Sequence[T], parts: int, same: Callable[[T], Any] | None = 
   return list(zip(cuts, [*cuts[1:], len(items)], strict=True))
 
 
+def check_preempted() -> None:
+  """Raises Preempted, on all hosts, where one of them was asked to end: for work that all do alike, between two parts of it."""
+  if any(gather(preemption.requested())):
+    raise preemption.Preempted
+
+
 def check_alike(what: str, value: T, differences: Callable[[T, T], list[str]]) -> None:
   """Raises HostsError, on all hosts, where one of them has another `value` than the first; `differences` (the first's, its own) says which."""
   first = gather(value)[0]
