@@ -120,9 +120,9 @@ def compile_program(program: Program) -> Any:
   return program.update.compiled(state, frozen, batch)
 
 
-def plan(config: FrozenConfigDict, stage: str, layout: Layout) -> dict[str, float]:
+def plan(program: Program, config: FrozenConfigDict, stage: str) -> dict[str, float]:
   """Bytes on each device, by what takes them; `update` is what an update takes at its peak, `total` with what stays besides."""
-  program = make_program(config, stage, layout)
+  layout = program.update.layout
   found = compile_program(program).memory_analysis()
   params, frozen = bytes_each(layout, program.trained), bytes_each(layout, program.frozen)
   arguments = found.argument_size_in_bytes
@@ -157,10 +157,9 @@ def bytes_each(layout: Layout, tree: Any) -> int:
   )
 
 
-def measure(config: FrozenConfigDict, stage: str, layout: Layout, steps: int = 2) -> float:
+def measure(program: Program, steps: int = 2) -> float:
   """Bytes that an update really takes at its peak on the first device: the process's own on a processor, what the allocator says elsewhere."""
-  program = make_program(config, stage, layout)
-  compile_program(program)
+  compile_program(program)  # nothing is left to compile
   device, before = jax.local_devices()[0], _resident()
   fill = lambda tree: jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype), tree)
   state, frozen = program.update.init(fill(program.trained)), program.update.place(fill(program.frozen))
@@ -223,9 +222,10 @@ def bench_memory(arguments: argparse.Namespace, fields: dict[str, str]) -> dict[
   for stage in arguments.stages.split(','):
     if stage not in STAGES:
       raise ValueError(f'--stages={arguments.stages}: expected some of {", ".join(STAGES)}')
-    found = plan(config, stage, layout)
+    program = make_program(config, stage, layout)
+    found = plan(program, config, stage)
     if arguments.measure:
-      found['measured'] = measure(config, stage, layout)
+      found['measured'] = measure(program)
     result['stages'][stage] = found
   return result
 
