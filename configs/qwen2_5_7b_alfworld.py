@@ -5,7 +5,10 @@
 
 Meshes: gpu-8 (eight of 80 GB), v5e-16, v5p-8, v5p-16. The frozen weights are split over all devices, bfloat16: 15.2 GB in all; the adapter, float32,
 is what training changes and what checkpoints hold. Weights: the hub's, or a folder: --config.policy.init=FOLDER.
-Not yet run; its shapes are checked by tests/test_pretrained.py.
+Not yet run. Its shapes are checked by tests/test_pretrained.py, and its plan (commit e366384, stage 2, GB a device, with the sampler's copy, the reference and
+the cache): 13.7 on v5p-16 and 11.6 on v5e-16 by the TPU's own compiler, 18.8 on eight devices by the processor's; every parameter on v5p-16 39.7.
+
+    python -m mempi_jax.bench memory --config=configs/qwen2_5_7b_alfworld.py:mesh=v5p-16 --topology=v5p:2x2x2 --device-gb=95      # needs libtpu
 """
 
 from pathlib import Path

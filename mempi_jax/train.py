@@ -422,7 +422,8 @@ def fit(
         checkpoints.wait()
         raise Preempted
     checkpoints.wait()
-  clock.write(folder / TIMING, {'steps': num_steps - first, 'within_source': source.clock.parts})
+  if first < num_steps:
+    clock.write(folder / TIMING, {'steps': num_steps - first, 'within_source': source.clock.parts})
   trained = policy.with_trained(averaged())
   trained.save(folder / 'policy', dtype=run.policy.param_dtype)
   hosts.barrier()

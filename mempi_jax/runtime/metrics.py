@@ -88,7 +88,7 @@ class MetricWriter:
     return self
 
   def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-    self.close(failed=kind is not None)
+    self.close(failed=kind is not None and not issubclass(kind, SystemExit))  # who was asked to end did not fail
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
