@@ -27,10 +27,8 @@ class Preempted(SystemExit):
 
 def listen() -> None:
   """From now on SIGTERM raises the flag, and another one, ECHO seconds later or more, ends the process at once; outside the main thread nothing
-  happens."""
+  happens. A flag that is up stays up: of several runs in one process the next one ends."""
   if threading.current_thread() is threading.main_thread():
-    _asked.clear()
-    _heard.clear()
     signal.signal(signal.SIGTERM, _handle)
 
 
@@ -38,7 +36,12 @@ def ignore() -> None:
   """SIGTERM ends the process again, as it does by itself."""
   if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _handle:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _asked.clear()
+
+
+def obeyed() -> None:
+  """Takes the flag down: what was asked to end has ended."""
+  _asked.clear()
+  _heard.clear()
 
 
 def request() -> None:

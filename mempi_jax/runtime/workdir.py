@@ -184,6 +184,7 @@ def report_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[s
     except preemption.Preempted:
       print('asked to end: everything up to here is saved, the same command goes on from here', file=sys.stderr)
       hosts.disconnect()
+      preemption.obeyed()
       raise
     except Exception as error:
       known = isinstance(error, (ValueError, OSError, FloatingPointError, MemoryError)) and '--debug' not in sys.argv

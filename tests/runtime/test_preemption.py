@@ -20,7 +20,7 @@ def own_handler():
   before = signal.getsignal(signal.SIGTERM)
   yield
   signal.signal(signal.SIGTERM, before)
-  preemption._asked.clear()
+  preemption.obeyed()
 
 
 def terminate():
@@ -37,7 +37,10 @@ def test_the_flag_is_raised_and_found():
   with pytest.raises(Preempted) as ended:
     preemption.check()
   assert ended.value.code == 143 and not isinstance(ended.value, Exception)
-  preemption.listen()  # a run of its own, later
+  preemption.ignore()
+  preemption.listen()  # the next run of a process that has several: it must end as well
+  assert preemption.requested()
+  preemption.obeyed()
   assert not preemption.requested()
 
 
@@ -68,7 +71,7 @@ def test_after_the_run_it_ends_the_process_as_ever():
   preemption.listen()
   preemption.request()
   preemption.ignore()
-  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and not preemption.requested()
+  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   preemption.ignore()  # somebody else's handler stays
   assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
