@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import json
 import logging
 import math
@@ -23,6 +24,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -108,6 +110,7 @@ class Checkpointer:
     if step < 0:
       raise ValueError(f'step must not be negative, found {step}')
     values = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
+    _hush()
     description = {'step': step, 'extra': json.loads(json.dumps(extra, allow_nan=False)), 'metrics': values, 'leaves': _describe(tree)}
     self.wait()
     temporary = self.folder / hosts.broadcast(lambda: self._prepare(step))
@@ -378,6 +381,23 @@ def _problem(function: Callable[[], Any]) -> str:
   except Exception as error:  # noqa: BLE001  Orbax and TensorStore raise many kinds
     return _reason(error)
   return ''
+
+
+def _hush() -> None:
+  """Where a write fails, Orbax and TensorStore print hundreds of lines from threads of theirs; CheckpointError says it in one."""
+  logging.getLogger('absl').addFilter(_is_news)  # once, however often it is added
+  if getattr(sys.excepthook, 'func', None) is not _show:
+    sys.excepthook = functools.partial(_show, sys.excepthook)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  return '_SignalingThread.run() raised' not in record.getMessage()
+
+
+def _show(show: Callable[..., None], kind: type[BaseException], error: BaseException, trace: Any) -> None:
+  """What is said of an exception that nobody caught: nothing of writes that had not ended when one before them failed."""
+  if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
+    show(kind, error, trace)
 
 
 def _reason(error: Exception) -> str:

@@ -208,7 +208,10 @@ def _copy_agent(source: Path, target: Path) -> None:
     raise FileNotFoundError(f'no agent checkpoint at {source}: model.safetensors is missing; make one with python -m mempi_jax.clone')
   partial = target.with_name(f'.{target.name}.partial')
   shutil.rmtree(partial, ignore_errors=True)
-  shutil.copytree(source, partial)
+  try:
+    shutil.copytree(source, partial)
+  except shutil.Error as error:  # it lists what failed, file by file
+    raise OSError(f'the agent cannot be copied to {target}: {error.args[0][0][2]}') from None
   partial.rename(target)
 
 

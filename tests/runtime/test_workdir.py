@@ -1,6 +1,7 @@
 """A working folder belongs to one config, holds a whole agent, and adds up its wall times."""
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -111,6 +112,20 @@ def test_no_agent_is_an_error_and_leaves_no_config(tmp_path):
   with pytest.raises(FileNotFoundError, match='model.safetensors is missing'):
     open_workdir(tmp_path / 'run', ConfigDict({'seed': 1}), tmp_path / 'nowhere')
   assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+def test_an_agent_that_does_not_fit_on_the_disk(tmp_path, agent):
+  (agent / 'model.safetensors').write_bytes(bytes(5000))
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+  try:
+    with pytest.raises(OSError, match=r'^the agent cannot be copied to .*/run/agent: \[Errno 27\] File too large'):
+      open_workdir(tmp_path / 'run', ConfigDict({'seed': 1}), agent)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert not (tmp_path / 'run' / 'agent').exists()
+  open_workdir(tmp_path / 'run', ConfigDict({'seed': 1}), agent)
+  assert (tmp_path / 'run' / 'agent' / 'model.safetensors').stat().st_size == 5000
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path, agent):
