@@ -410,8 +410,8 @@ def fit(
         with clock('evaluate'):
           metrics |= evaluate(averaged())
       writer.write(step + 1, metrics)
+      bar.set_postfix({'loss': f'{metrics["train/loss"]:.3f}'}, refresh=False)
       bar.update()
-      bar.set_postfix({name.split('/')[1]: f'{metrics[name]:.3f}' for name in ('train/loss',) if name in metrics})
       ending = any(hosts.gather(preemption.requested()))
       if last or ending or (step + 1) % config.checkpoint_every == 0:
         with clock('checkpoint'):

@@ -144,6 +144,9 @@ def split_over(name: str | None, size: int) -> tuple[str, ...] | None:
 def put(tree: Any, shardings: Any) -> Any:
   """Arrays (numpy's, or this host's), the same on all hosts, at their places: a device gets its part, and nothing else moves."""
 
+  if jax.process_count() == 1:
+    return jax.device_put(tree, shardings)
+
   def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if sharding.is_fully_addressable:
       return jax.device_put(leaf, sharding)
