@@ -93,6 +93,7 @@ class OurSteps:
     return generate.Stepped(2.0 * steps, [self.step.new] * (steps * self.step.prompts * self.step.branches), 2e-5)
 
 
+@pytest.mark.slow
 def test_alone(tmp_path, capsys):
   assert command.main([*SMALL, '--steps', '1', '--output', str(tmp_path / 'b.json')]) == 0
   result = json.loads((tmp_path / 'b.json').read_text())

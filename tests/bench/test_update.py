@@ -93,6 +93,7 @@ def test_packed_completions_are_scored_as_each_by_itself():
   assert batch.content_mask.all() and batch.tokens.dtype == batch.positions.dtype == batch.score_index.dtype == np.int32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [[], ['--scan-layers', '--remat', 'full', '--dtype', 'bfloat16']])
 def test_alone(options, tmp_path, capsys):
   assert command.main([*SMALL, *options, '--output', str(tmp_path / 'b.json')]) == 0
