@@ -385,19 +385,22 @@ def _problem(function: Callable[[], Any]) -> str:
 
 def _hush() -> None:
   """Where a write fails, Orbax and TensorStore print hundreds of lines from threads of theirs; CheckpointError says it in one."""
-  logging.getLogger('absl').addFilter(_is_news)  # once, however often it is added
-  if getattr(sys.excepthook, 'func', None) is not _show:
-    sys.excepthook = functools.partial(_show, sys.excepthook)
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).addFilter(_is_news)  # once, however often it is added
+  if getattr(sys.unraisablehook, 'func', None) is not _show:
+    sys.unraisablehook = functools.partial(_show, sys.unraisablehook)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  return '_SignalingThread.run() raised' not in record.getMessage()
+  """Whether a line of the log says more than that a write failed."""
+  text = record.getMessage()
+  return '_SignalingThread.run() raised' not in text and not ('exception was never retrieved' in text and 'OCDBT' in text)
 
 
-def _show(show: Callable[..., None], kind: type[BaseException], error: BaseException, trace: Any) -> None:
-  """What is said of an exception that nobody caught: nothing of writes that had not ended when one before them failed."""
-  if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
-    show(kind, error, trace)
+def _show(show: Callable[[Any], None], unraisable: Any) -> None:
+  """What is printed of an exception that nobody can catch: nothing where a write ends whose save had failed before."""
+  if not (unraisable.object is None and str(unraisable.exc_value) == 'Event loop is closed'):
+    show(unraisable)
 
 
 def _reason(error: Exception) -> str:

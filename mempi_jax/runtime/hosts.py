@@ -427,6 +427,8 @@ def _end(link: _Link | None, reason: str) -> None:
   here = f' (this was host {link.index}{f", in {doing[0]}" if doing else ""})' if link else ''
   stop = '' if reason.endswith('?') else '.'
   try:
+    if is_first():
+      print(file=sys.stderr)  # a progress bar may stand there
     print(f'error: {reason}{here}{stop} What was saved is whole: start all hosts again, and the run goes on', file=sys.stderr, flush=True)
     if link and not link.index:  # the others lose the coordinator: they must hear why
       link.client.key_value_set('mempi/failed/0', reason, allow_overwrite=True)
