@@ -20,16 +20,17 @@ from tests.small_run import arguments
 from tests.training.updates import assert_same, three_updates
 
 workdir, host, coordinator = sys.argv[1:]
-command = [*arguments(workdir), '--hosts=2', f'--host={host}', f'--coordinator={coordinator}']
+command = [*arguments(workdir, compile_ahead=False), '--hosts=2', f'--host={host}', f'--coordinator={coordinator}']
 parsed, config = parse_command_line(argparse.ArgumentParser(), command)
 join_hosts(parsed, config)
 assert (jax.process_count(), jax.device_count(), jax.local_device_count()) == (2, 2, 1)
 
 for stage in ('sft', 'rl'):
   both = [three_updates(layout(*mesh), stage) for mesh in ((2, 1, 1), (1, 2, 1))]
-  one = three_updates(local_layout(layout(2, 1, 1)), stage)  # each host by itself
-  for found in both:
-    assert_same(found, one, 1e-5)
+  if hosts.is_first():
+    one = three_updates(local_layout(layout(2, 1, 1)), stage)
+    for found in both:
+      assert_same(found, one, 1e-5)
 print('meshes: fine', flush=True)
 
 train(config, parsed.workdir)

@@ -1,6 +1,7 @@
 """Two hosts train and evaluate as one does."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ PROGRAM = str(Path(__file__).with_name('hosts_run_program.py'))
 
 
 @pytest.fixture(scope='module')
-def both(tmp_path_factory):
-  """The working folder of two hosts, and how they ended."""
+def both(tmp_path_factory, finished):
+  """The working folder of two hosts, and how they ended. What one host had compiled is there already."""
   workdir = tmp_path_factory.mktemp('two_hosts')
+  shutil.copytree(finished / 'compiled', workdir / 'compiled')
   ends = two_hosts.wait(two_hosts.start_two(lambda host, address: [PROGRAM, str(workdir), str(host), address]), timeout=600)
   return workdir, ends
 
@@ -66,6 +68,7 @@ def test_the_evaluation_is_the_same(both, finished):
   assert played[0] == played[1]
 
 
+@pytest.mark.slow  # the quick one is in runtime/test_hosts.py
 def test_different_configs_are_found_before_anything_is_opened(tmp_path):
   more = (), ('--config.stage2.updates=4',)
   for end in two_hosts.wait(two_hosts.start_main('train', arguments(tmp_path), *more)):
