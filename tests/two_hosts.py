@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
+_given: set[str] = set()
 
 
 @dataclasses.dataclass
@@ -30,10 +31,14 @@ class Ended:
 
 
 def free_address() -> str:
-  """127.0.0.1 with a port that nobody has."""
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    return f'127.0.0.1:{free.getsockname()[1]}'
+  """127.0.0.1 with a port that nobody has, and nobody else is given."""
+  while True:
+    with socket.socket() as free:
+      free.bind(('127.0.0.1', 0))
+      address = f'127.0.0.1:{free.getsockname()[1]}'
+    if address not in _given:
+      _given.add(address)
+      return address
 
 
 def start(command: Sequence[str], **environment: str) -> subprocess.Popen[str]:

@@ -123,13 +123,14 @@ def connect(hosts: str, host: int | None, coordinator: str | None, *, dead_after
     raise HostsError(f'the hosts did not find each other ({here}): {error}') from None
   from jax._src import distributed  # the client has no public name
 
-  if jax.process_count() > 1:
-    state, now = distributed.global_state, time.monotonic()
-    _link = _Link(state.client, jax.process_index(), jax.process_count(), state.coordinator_address, dead_after, timeout, answered=now)
-    _link.heard = {other: ('', now) for other in range(_link.count) if other != _link.index}
-    _explain_abort(lambda: _why_aborted(_link))
+  state, now = distributed.global_state, time.monotonic()
+  link = _Link(state.client, jax.process_index(), jax.process_count(), state.coordinator_address, dead_after, timeout, answered=now)
+  link.heard = {other: ('', now) for other in range(link.count) if other != link.index}
+  _explain_abort(lambda: _why_aborted(link))
+  if link.count > 1:
+    _link = link
     for task in (_beat, _look):
-      threading.Thread(target=task, args=(_link,), name='hosts', daemon=True).start()
+      threading.Thread(target=task, args=(link,), name='hosts', daemon=True).start()
 
 
 def disconnect() -> None:

@@ -43,6 +43,7 @@ def ends(tmp_path_factory):
     'unlike': lambda: two_hosts.wait(begin('unlike', str(folder / 'unlike'))),
     'logs': lambda: two_hosts.wait(begin('logs', str(folder / 'logs'))),
     'behind': lambda: two_hosts.wait(begin('behind', str(folder / 'behind'))),
+    'abort': lambda: two_hosts.wait([two_hosts.start(['-c', ABORT, two_hosts.free_address()])]),
     'alone 0': lambda: two_hosts.wait([two_hosts.start(['-c', CONNECT, '0', two_hosts.free_address()])]),
     'alone 1': lambda: two_hosts.wait([two_hosts.start(['-c', CONNECT, '1', two_hosts.free_address()])]),
     'fail 0': lambda: two_hosts.wait(begin('fail', '0')),
@@ -141,12 +142,28 @@ hosts.connect('2', int(sys.argv[1]), sys.argv[2], dead_after=3.0, timeout=3.0)
 """
 
 
+ABORT = """
+import os, sys
+from mempi_jax.runtime import hosts
+hosts.connect('1', 0, sys.argv[1], dead_after=3.0, timeout=3.0)
+assert hosts.count() == 1
+print('here', flush=True)
+os.abort()
+"""
+
+
 @pytest.mark.parametrize('host', [0, 1])
 def test_a_host_that_was_never_started(ends, host):
   (end,) = ends[f'alone {host}']
   assert end.status == hosts.FAILED
   assert end.last.startswith(f'error: the hosts did not find each other within 3 s (--hosts=2, --host={host}, --coordinator=127.0.0.1:')
   assert end.last.endswith(f'was each of them started, and can it reach the first? {RESTART}')
+
+
+def test_what_aborts_for_another_reason_does(ends):
+  """Alone, and after the hosts have parted."""
+  (end,) = ends['abort']
+  assert end.status == -signal.SIGABRT and end.out == 'here\n' and 'error' not in end.err
 
 
 # One host, and arguments.
