@@ -195,7 +195,7 @@ def initial_policy(world: World) -> GuidancePolicy:
 
 def validation(policy: GuidancePolicy, loss: Loss, batches: Sequence[TrainBatch]) -> Callable[[Any], dict[str, float]]:
   """A function trained -> mean metrics over batches, named val/..."""
-  forward = jax.jit(forward_loss(policy, policy.config, loss))
+  forward = jax.jit(forward_loss(policy.config, policy.tokenizer.decisions, loss, policy.assemble))
 
   def evaluate(trained: Any) -> dict[str, float]:
     sums: dict[str, float] = {}
@@ -353,7 +353,8 @@ def fit(
   own, scan = local_layout(layout), run.policy.scan_layers
   to_training, unrolled = (stack_layers, jax.jit(unstack_layers)) if scan else (lambda tree: tree, lambda tree: tree)
   optimizer = make_optimizer(config.optimizer, num_steps * inner_epochs)
-  compute = forward_loss(policy, dataclasses.replace(policy.config, scan_layers=scan, remat=run.policy.remat), loss)
+  decoder = dataclasses.replace(policy.config, scan_layers=scan, remat=run.policy.remat)
+  compute = forward_loss(decoder, policy.tokenizer.decisions, loss, policy.assemble)
   update = Update(layout, compute, optimizer, micro_batches=config.micro_batches)
   state, frozen = update.init(to_training(policy.trained)), update.place(to_training(policy.frozen) if policy.frozen else {})
 

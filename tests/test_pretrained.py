@@ -202,7 +202,7 @@ def test_configs_of_real_models_resolve_and_fit_together(path, trained_millions)
   arrays |= {name: f32((groups, width)) for name in ('content_mask', 'content_adv', 'old_logps', 'ref_logps')}
   arrays |= {name: f32((groups,)) for name in ('decision_target', 'decision_adv', 'ref_logit', 'old_logit')}
   arrays['valid'] = jax.ShapeDtypeStruct((groups,), jnp.bool_)
-  loss = forward_loss(policy, compute, functools.partial(stage2_loss, config.stage2))
+  loss = forward_loss(compute, (policy.generate_id, policy.abstain_id), functools.partial(stage2_loss, config.stage2), policy.assemble)
   gradients = jax.eval_shape(lambda *arguments: jax.grad(loss, has_aux=True)(*arguments)[0], trained, frozen, arrays)
   assert jax.tree.map(lambda leaf: leaf.shape, gradients) == jax.tree.map(lambda leaf: leaf.shape, trained)
   assert differences(compute, shape) == ''

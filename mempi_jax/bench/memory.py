@@ -30,11 +30,10 @@ from mempi_jax.models.decoder import DecoderConfig, count_params, init_params, s
 from mempi_jax.models.lora import LoraConfig, apply_lora, init_lora
 from mempi_jax.models.partition import shardings
 from mempi_jax.models.presets import PRESETS, preset
-from mempi_jax.policy.score import score_rows
 from mempi_jax.runtime.optim import make_optimizer
 from mempi_jax.runtime.sharding import Layout, host_layout, make_layout
 from mempi_jax.training.objectives import imitation_loss, stage2_loss
-from mempi_jax.training.update import Update
+from mempi_jax.training.update import Update, forward_loss
 from mempi_jax.types import TrainBatch
 
 STAGES = ('stage1', 'stage2')
@@ -86,25 +85,18 @@ def make_program(config: FrozenConfigDict, stage: str, layout: Layout) -> Progra
   shape = preset(settings.model, SMALL_VOCAB)
   sampled = dataclasses.replace(shape, dtype=settings.dtype, attention=settings.attention)
   trainer = dataclasses.replace(sampled, scan_layers=settings.scan_layers, remat=settings.remat)
-  generate_id, abstain_id = shape.vocab_size - 2, shape.vocab_size - 1
+  decisions = shape.vocab_size - 2, shape.vocab_size - 1
   trained, frozen, lora = jax.eval_shape(lambda: init_params(shape, jax.random.key(0), settings.param_dtype)), {}, None
   if settings.lora.rank:
-    lora = LoraConfig(settings.lora.rank, settings.lora.alpha, settings.lora.targets, tokens=(generate_id, abstain_id))
+    lora = LoraConfig(settings.lora.rank, settings.lora.alpha, settings.lora.targets, tokens=decisions)
     frozen, trained = trained, jax.eval_shape(lambda params: init_lora(shape, lora, params, jax.random.key(0)), trained)
   if settings.scan_layers:
     trained = jax.eval_shape(stack_layers, trained)
     frozen = jax.eval_shape(stack_layers, frozen) if frozen else {}
   loss = imitation_loss if stage == 'stage1' else functools.partial(stage2_loss, config.stage2)
 
-  def compute(trained: Any, frozen: Any, arrays: dict[str, jax.Array], num_rows: Any, num_tokens: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    batch = TrainBatch(**arrays)
-    params = apply_lora(trainer, lora, frozen, trained) if lora else trained
-    logit, logps = score_rows(
-      trainer, params, generate_id, abstain_id, batch.tokens, batch.branch, batch.positions, batch.decision_index, batch.score_index,
-      batch.targets,
-    )  # fmt: skip
-    return loss(logit, logps, batch, num_rows, num_tokens)
-
+  assemble = lambda frozen, trained: apply_lora(trainer, lora, frozen, trained) if lora else trained
+  compute = forward_loss(trainer, decisions, loss, assemble)
   update = Update(layout, compute, make_optimizer(config[stage].optimizer, 1000), micro_batches=config[stage].micro_batches)
   return Program(update, sampled, lora, trained, frozen, batch_shapes(config, stage, settings.max_prompt))
 

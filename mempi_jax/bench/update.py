@@ -50,9 +50,9 @@ from mempi_jax.losses.advantages import content_advantages
 from mempi_jax.losses.policy_gradient import content_policy_gradient_loss
 from mempi_jax.models.decoder import DecoderConfig, count_params, init_params, stack_layers
 from mempi_jax.models.hf import save_model
-from mempi_jax.policy.score import make_scorer, score_rows
+from mempi_jax.policy.score import make_scorer
 from mempi_jax.runtime.sharding import make_layout
-from mempi_jax.training.update import Compute, Update
+from mempi_jax.training.update import Compute, Update, forward_loss
 from mempi_jax.types import TrainBatch
 
 PEERS = ('trl', 'tunix')
@@ -138,20 +138,14 @@ def given_batch(config: DecoderConfig, params: Any, step: Step) -> TrainBatch:
 
 def surrogate_loss(config: DecoderConfig, clip: float) -> Compute:
   """The loss of packed rows: the contents' clipped surrogate alone, scored as the trainer scores them."""
-
-  def compute(
-    params: Any, frozen: Any, arrays: dict[str, jax.Array], num_rows: jax.Array | None = None, num_tokens: jax.Array | None = None
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    batch = TrainBatch(**arrays)
-    _, logps = score_rows(
-      config, params, 0, 1, batch.tokens, batch.branch, batch.positions, batch.decision_index, batch.score_index, batch.targets
-    )
-    return content_policy_gradient_loss(
+  return forward_loss(
+    config,
+    (0, 1),
+    lambda _, logps, batch, num_rows, num_tokens: content_policy_gradient_loss(
       logps, batch.old_logps, batch.ref_logps, batch.content_adv, batch.content_mask,
       clip_low=clip, clip_high=clip, kl=0.0, num_tokens=num_tokens,
-    )  # fmt: skip
-
-  return compute
+    ),
+  )  # fmt: skip
 
 
 class JaxLearner:

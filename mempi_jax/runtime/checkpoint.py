@@ -43,7 +43,6 @@ _DESCRIPTION = 'checkpoint.json'
 _STATE = 'state'
 _STEP_FOLDER = re.compile(r'\d{8,}')
 _CHUNK = 2**26  # bytes; what a host reads of an array at a time if it was saved in larger parts than it wants
-_PATIENCE = 1800.0  # seconds that a host waits for another one's part
 _IN_SIGHT = 30.0  # seconds until a host sees in a shared folder what another one made
 _NAMED = 12  # leaves that an error lists
 
@@ -171,16 +170,16 @@ class Checkpointer:
     """Waits until all hosts have written their arrays; the first one commits. Runs in the thread."""
     problem = _problem(lambda: [future.result() for future in writing])
     if hosts.is_first():
-      problems = {0: problem} | {other: _hear(f'{temporary}/{other}') for other in range(1, hosts.count())}
+      problems = {0: problem} | {other: _heard(f'{temporary}/{other}') for other in range(1, hosts.count())}
       problem = '; '.join(f'{hosts.name(i)}: {text}' if hosts.count() > 1 else text for i, text in problems.items() if text)
       problem = problem or _problem(lambda: self._commit(step, temporary, description))
       if problem:
         shutil.rmtree(temporary, ignore_errors=True)
-      problem = _problem(lambda: _tell(f'{temporary}/committed', problem)) or problem
+      problem = _problem(lambda: hosts.tell(f'{temporary}/committed', problem)) or problem
       if not problem:
         self._remove_older(step)
     else:
-      problem = _problem(lambda: _tell(f'{temporary}/{hosts.index()}', problem)) or _hear(f'{temporary}/committed')
+      problem = _problem(lambda: hosts.tell(f'{temporary}/{hosts.index()}', problem)) or _heard(f'{temporary}/committed')
     if problem:
       self._error = CheckpointError(
         f'the checkpoint of step {step} could not be written in {self.folder}: {problem}; those before it are whole'
@@ -412,7 +411,7 @@ def _reason(error: Exception) -> str:
   return text.splitlines()[0]
 
 
-# Hosts. Their main threads exchange values by `hosts.gather`, in one order; what follows is for the threads, by names that are used once.
+# Hosts.
 
 
 def _expect_folder(folder: Path) -> None:
@@ -424,25 +423,9 @@ def _expect_folder(folder: Path) -> None:
     time.sleep(0.1)
 
 
-def _tell(name: str, text: str) -> None:
-  """Says something to the other hosts, once."""
-  if hosts.count() > 1:
-    _client().key_value_set(f'mempi/checkpoint/{name}', f'>{text}')  # a value must not be empty
-
-
-def _hear(name: str) -> str:
-  """What another host says under `name`, as soon as it does. One that died ends this process: see runtime/hosts.py."""
-  started = time.monotonic()
-  while time.monotonic() - started < _PATIENCE:
-    try:
-      return _client().blocking_key_value_get(f'mempi/checkpoint/{name}', 1000)[1:]
-    except jax.errors.JaxRuntimeError as error:
-      if 'DEADLINE_EXCEEDED' not in str(error):
-        return _reason(error)
-  return f'no word of it within {_PATIENCE:g} s'
-
-
-def _client() -> Any:
-  from jax._src import distributed  # the client has no public name
-
-  return distributed.global_state.client
+def _heard(name: str) -> str:
+  """What another host's thread says went wrong, '' where nothing did."""
+  try:
+    return hosts.hear(name)
+  except hosts.HostsError as error:
+    return str(error)

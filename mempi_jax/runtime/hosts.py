@@ -255,6 +255,24 @@ def check_preempted() -> None:
     raise preemption.Preempted
 
 
+def tell(name: str, text: str) -> None:
+  """Says something under a name that is used once. With `hear` for threads, which have no part in the order of the exchanges."""
+  if _link is not None:
+    _link.client.key_value_set(f'mempi/said/{name}', f'>{text}')  # a value must not be empty
+
+
+def hear(name: str) -> str:
+  """What another host says under `name`, as soon as it does; where it died this process ends. Raises HostsError after `timeout` seconds."""
+  link, started = _link, time.monotonic()
+  while link is not None and time.monotonic() - started < link.timeout:
+    try:
+      return link.client.blocking_key_value_get(f'mempi/said/{name}', int(1000 * BEAT))[1:]
+    except Exception as error:  # noqa: BLE001  a time-out, or the coordinator is gone; the threads find out which
+      if 'DEADLINE_EXCEEDED' not in str(error):
+        time.sleep(BEAT)
+  raise HostsError(f'no word of it within {link.timeout:g} s' if link else 'there is no other host')
+
+
 def check_alike(what: str, value: T, differences: Callable[[T, T], list[str]]) -> None:
   """Raises HostsError, on all hosts, where one of them has another `value` than the first; `differences` (the first's, its own) says which."""
   first = gather(value)[0]

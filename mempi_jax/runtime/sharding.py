@@ -46,11 +46,7 @@ class Layout:
   @property
   def row_parts(self) -> int:
     """Over how many parts rows are split."""
-    return self.parts('rows')
-
-  def parts(self, name: str) -> int:
-    """Over how many parts a logical axis is split."""
-    return math.prod(self.mesh.shape[axis] for axis in self.rules[name])
+    return math.prod(self.mesh.shape[axis] for axis in self.rules['rows'])
 
   def sharding(self, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
     """The sharding of an array of parameters: each axis as the rule of its name says, where that divides it.

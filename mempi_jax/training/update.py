@@ -23,7 +23,6 @@ import optax
 
 from mempi_jax.models.decoder import DecoderConfig
 from mempi_jax.models.partition import shardings
-from mempi_jax.policy.policy import GuidancePolicy
 from mempi_jax.policy.score import score_rows
 from mempi_jax.runtime.sharding import Layout, check_rows, put
 from mempi_jax.types import TrainBatch
@@ -35,20 +34,26 @@ Compute = Callable[[Any, Any, dict[str, jax.Array], jax.Array | None, jax.Array 
 State = dict[str, Any]  # params and opt_state
 
 
-def forward_loss(policy: GuidancePolicy, config: DecoderConfig, loss: Loss) -> Compute:
+def forward_loss(
+  config: DecoderConfig, decisions: tuple[int, int], loss: Loss, assemble: Callable[[Any, Any], Any] = lambda _, trained: trained
+) -> Compute:
   """Loss and metrics of a batch: one forward pass scores decision and contents of every row.
 
-  `config` is the policy's, or says how training computes it; trained and frozen parameters have its layout.
+  Args:
+    config: says how training computes the decoder; trained and frozen parameters have its layout.
+    decisions: the tokens of [GENERATE] and [ABSTAIN].
+    loss: of the scores.
+    assemble: (frozen, trained) -> the decoder's parameters, see `GuidancePolicy.assemble`; by itself all of them are trained.
   """
-  generate_id, abstain_id = policy.generate_id, policy.abstain_id
 
   def compute(
     trained: Any, frozen: Any, arrays: dict[str, jax.Array], num_rows: jax.Array | None = None, num_tokens: jax.Array | None = None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """See `Compute`."""
     batch = TrainBatch(**arrays)
     logit, logps = score_rows(
-      config, policy.assemble(frozen, trained), generate_id, abstain_id, batch.tokens, batch.branch, batch.positions, batch.decision_index,
-      batch.score_index, batch.targets,
+      config, assemble(frozen, trained), *decisions, batch.tokens, batch.branch, batch.positions, batch.decision_index, batch.score_index,
+      batch.targets,
     )  # fmt: skip
     return loss(logit, logps, batch, num_rows, num_tokens)
 

@@ -13,11 +13,10 @@ import optax
 from mempi_jax.config import load_config
 from mempi_jax.models.decoder import DecoderConfig, init_params, stack_layers
 from mempi_jax.models.lora import LoraConfig, apply_lora, init_lora
-from mempi_jax.policy.score import score_rows
 from mempi_jax.runtime.optim import make_optimizer, optimizer_fields
 from mempi_jax.runtime.sharding import Layout
 from mempi_jax.training.objectives import imitation_loss, stage2_loss
-from mempi_jax.training.update import Update
+from mempi_jax.training.update import Update, forward_loss
 from mempi_jax.types import TrainBatch
 from tests.small_run import CONFIG
 
@@ -69,12 +68,7 @@ def make_update(
   fields.name, fields.learning_rate, fields.epsilon = optimizer, 1e-3, 1e-5
   loss = imitation_loss if stage == 'sft' else functools.partial(stage2_loss, load_config(CONFIG).stage2)
 
-  def compute(trained: Any, frozen: Any, arrays: Any, num_rows: Any, num_tokens: Any) -> Any:
-    b = TrainBatch(**arrays)
-    whole = apply_lora(config, adapter, frozen, trained) if lora else trained
-    logit, logps = score_rows(config, whole, 5, 7, b.tokens, b.branch, b.positions, b.decision_index, b.score_index, b.targets)
-    return loss(logit, logps, b, num_rows, num_tokens)
-
+  compute = forward_loss(config, (5, 7), loss, lambda frozen, trained: apply_lora(config, adapter, frozen, trained) if lora else trained)
   ready = stack_layers if scan else lambda tree: tree
   trained, frozen = (init_lora(unrolled, adapter, params, jax.random.key(1)), params) if lora else (params, {})
   update = Update(where, compute, make_optimizer(fields, 100), micro_batches=micro_batches)
