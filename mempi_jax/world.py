@@ -33,7 +33,8 @@ from mempi_jax.policy.policy import GuidancePolicy, load_policy
 from mempi_jax.policy.pretrained import load_tokenizer
 from mempi_jax.policy.template import template_hash
 from mempi_jax.policy.tokenizer import Tokenizer
-from mempi_jax.rollout.pool import Pool, PoolError, RemoteEnvs
+from mempi_jax.rollout.lending import PoolError, RemoteEnvs
+from mempi_jax.rollout.pool import Pool
 from mempi_jax.rollout.ray_pool import RayPool
 from mempi_jax.rollout.runner import Runner
 from mempi_jax.runtime import preemption

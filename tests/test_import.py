@@ -13,7 +13,7 @@ import mempi_jax
 PACKAGE = Path(mempi_jax.__file__).parent
 
 # Simulator processes and host-side tools: they start fast and never touch the accelerator.
-HOST_SIDE = ('types', 'envs', 'experience', 'evals.stats', 'rollout.episode', 'rollout.pool', 'rollout.ray_pool', 'rollout.handles', 'rollout.worker', 'rollout.rewards', 'rollout.effects')
+HOST_SIDE = ('types', 'envs', 'experience', 'evals.stats', 'rollout.episode', 'rollout.pool', 'rollout.lending', 'rollout.ray_pool', 'rollout.handles', 'rollout.worker', 'rollout.rewards', 'rollout.effects')
 JAX = ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex')
 # Package -> where it may be imported.
 SIMULATORS = {

@@ -26,7 +26,8 @@ import tqdm
 
 from mempi_jax.bench.turns import format_figure, summary
 from mempi_jax.rollout.episode import abstained, stream_episodes
-from mempi_jax.rollout.pool import Counters, Pool
+from mempi_jax.rollout.lending import Counters
+from mempi_jax.rollout.pool import Pool
 from mempi_jax.rollout.ray_pool import RayPool
 from mempi_jax.types import Context, Env, EnvStep, Episode, Guidance, Status, Task
 

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mempi_jax.rollout.pool import Abortable, NoEnvFree
+from mempi_jax.rollout.lending import Abortable, NoEnvFree
 from mempi_jax.runtime import preemption
 from mempi_jax.types import Agent, AgentFault, Context, Decision, Env, Episode, Guidance, Status, Step, Task
 

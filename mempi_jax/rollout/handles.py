@@ -195,6 +195,10 @@ class Worker:
     with contextlib.suppress(OSError):
       self._control.send(process.KILL)
 
+  def interrupt(self) -> None:
+    """From any thread: ends it, so that whoever waits for it need not any longer."""
+    self.kill()
+
   def finish(self) -> None:
     """Asks it to close its environment and end. Does not wait."""
     with contextlib.suppress(OSError):

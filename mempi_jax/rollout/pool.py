@@ -17,21 +17,17 @@ on other machines.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import os
-import pickle
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import numpy as np
-
-from mempi_jax.rollout.handles import FLAGS, REPORT_SECONDS, Fault, Keeper, Worker, WorkerError, printable
-from mempi_jax.types import Context, Env, EnvStep, Step, Task
+from mempi_jax.rollout.handles import FLAGS, REPORT_SECONDS, Fault, Keeper, Worker, WorkerError
+from mempi_jax.rollout.lending import Lender, LentEnv, PoolError, check_settings, failed, pickle_maker
+from mempi_jax.types import Env
 
 _logger = logging.getLogger(__name__)
 
@@ -48,75 +44,7 @@ ENVIRONMENT = {
 _WARNING = 0.8  # share of the memory limit above which a worker is replaced before its next episode
 
 
-class PoolError(RuntimeError):
-  """The pool cannot work: its environment cannot be made at all, or it is closed."""
-
-
-class NoEnvFree(PoolError):
-  """Every worker is in use."""
-
-
-class RemoteEnv(Env, Protocol):
-  """An environment that is played somewhere else."""
-
-  def abort(self) -> None:
-    """From any thread: the reset or step that is under way raises now."""
-
-
-@runtime_checkable
-class Abortable(Protocol):
-  """What can be told, from another thread, not to wait any longer."""
-
-  def abort(self) -> None: ...
-
-
-class RemoteEnvs(Protocol):
-  """A backend that plays environments somewhere else: `workers` at a time."""
-
-  workers: int
-
-  def make_env(self) -> RemoteEnv:
-    """Never waits; raises NoEnvFree while all are in use. `close` gives it back."""
-
-  def close(self) -> None: ...
-
-
-@dataclasses.dataclass
-class Counters:
-  """What happened in a pool."""
-
-  started: int = 0  # workers, the first ones included
-  resets: int = 0
-  steps: int = 0
-  failed_starts: int = 0
-  raised: int = 0
-  deaths: int = 0
-  hangs: int = 0
-  leaks: int = 0
-  garbled: int = 0
-  retired: int = 0  # replaced between episodes, because they were about to take too much memory
-
-  @property
-  def faults(self) -> int:
-    """Resets and steps that failed, and workers that died unasked."""
-    return self.failed_starts + self.raised + self.deaths + self.hangs + self.leaks + self.garbled
-
-  def count_fault(self, fault: Fault | None) -> None:
-    """One more of a fault; what the caller asked for is none."""
-    if fault in _COUNTED:
-      setattr(self, _COUNTED[fault], getattr(self, _COUNTED[fault]) + 1)
-
-
-_COUNTED = {
-  Fault.RAISED: 'raised',
-  Fault.DIED: 'deaths',
-  Fault.HUNG: 'hangs',
-  Fault.LEAKED: 'leaks',
-  Fault.GARBLED: 'garbled',
-}
-
-
-class Pool:
+class Pool(Lender[Worker]):
   """Environments in worker processes. Use it in a `with`, or call `close`. For any number of threads.
 
   Args:
@@ -161,10 +89,10 @@ class Pool:
     if sys.platform != 'linux':
       raise PoolError(f'the pool needs Linux (/proc, prctl), this is {sys.platform}; play with workers=0, in this process')
     check_settings(workers, spares, reset_timeout, step_timeout, start_timeout)
-    self.workers, self.spares = workers, spares
+    super().__init__(workers, patience=2 * (workers + spares))
+    self.spares = spares
     self.reset_timeout, self.step_timeout, self.start_timeout, self.close_timeout = reset_timeout, step_timeout, start_timeout, close_timeout
     self.message_bytes = message_bytes
-    self.counters = Counters()
     settings = {
       'path': list(sys.path),
       'flags': FLAGS,
@@ -180,15 +108,8 @@ class Pool:
       'tail_bytes': tail_bytes,
     }
     self._memory_limit = memory_limit
-    self._lock = threading.RLock()
     self._keeper = Keeper(settings, {**os.environ, **ENVIRONMENT, **(environment or {})})
-    self._waiting: list[Worker] = []  # free ones, and those that are still starting
     self._ending: list[Worker] = []
-    self._held: set[Worker] = set()  # what environments have
-    self._leased = 0  # environments
-    self._failed_in_a_row = 0
-    self._last_failure = ''
-    self._closed = False
     try:
       with self._lock:
         self._fill()
@@ -204,22 +125,6 @@ class Pool:
     except BaseException:
       self.close()
       raise
-
-  def make_env(self) -> PooledEnv:
-    """An environment that takes a worker at its first reset and gives it back when it is closed.
-
-    Raises:
-      NoEnvFree: `workers` of them are in use. PoolError: the pool is closed, or no worker can be started any more.
-    """
-    with self._lock:
-      if self._closed:
-        raise PoolError('the pool is closed')
-      if self._failed_in_a_row > 2 * (self.workers + self.spares):
-        raise PoolError(f'the last {self._failed_in_a_row} workers could not be started; the last one: {self._last_failure}')
-      if self._leased >= self.workers:
-        raise NoEnvFree(f'all {self.workers} workers are in use: close an environment first')
-      self._leased += 1
-    return PooledEnv(self)
 
   def close(self) -> None:
     """Closes every environment and ends every process. An episode that is under way fails."""
@@ -238,12 +143,6 @@ class Pool:
       worker.wait_ended(deadline)
     self._keeper.close(deadline)
 
-  def __enter__(self) -> Pool:
-    return self
-
-  def __exit__(self, *error: object) -> None:
-    self.close()
-
   # For environments.
 
   def choose(self) -> Worker:
@@ -256,7 +155,7 @@ class Pool:
         try:
           worker.wait_ready(time.monotonic())
         except WorkerError as error:
-          self._start_failed(error)
+          self._start_failed(str(error))
         else:
           self.counters.count_fault(worker.why_ended())
           _logger.warning('a worker that was waiting ended: %s', worker.describe_end())
@@ -276,7 +175,7 @@ class Pool:
     except BaseException as error:
       with self._lock:
         if isinstance(error, WorkerError):
-          self._start_failed(error)
+          self._start_failed(str(error))
         self.lose(worker, None)
       raise
     with self._lock:
@@ -300,17 +199,12 @@ class Pool:
       else:
         self._waiting.insert(0, worker)
 
-  def release(self) -> None:
-    """An environment was closed."""
-    with self._lock:
-      self._leased -= 1
+  # Inside.
 
-  def count(self, name: str) -> None:
-    """One more of resets, steps or retired."""
-    with self._lock:
-      setattr(self.counters, name, getattr(self.counters, name) + 1)
+  def _lend(self) -> PooledEnv:
+    return PooledEnv(self, self.reset_timeout, self.step_timeout)
 
-  # Inside, with the lock held.
+  # With the lock held.
 
   def _fill(self) -> None:
     """Starts workers until there are as many as there should be."""
@@ -321,15 +215,13 @@ class Pool:
       try:
         self._waiting.append(Worker(self._keeper, self.message_bytes, self._memory_limit))
       except OSError as error:  # too many files or processes
-        self._start_failed(error)
+        self._start_failed(str(error))
         break
       self.counters.started += 1
 
-  def _start_failed(self, error: Exception) -> None:
+  def _start_failed(self, text: str) -> None:
     self.counters.failed_starts += 1
-    self._failed_in_a_row += 1
-    self._last_failure = str(error)
-    _logger.warning('a worker could not be started: %s', error)
+    super()._start_failed(text)
 
   def _finish(self, worker: Worker) -> None:
     """Asks a worker to close its environment and end."""
@@ -338,143 +230,17 @@ class Pool:
       self._ending.append(worker)
 
 
-class PooledEnv:
-  """An environment in a worker of a pool. For one thread at a time, but for `abort`. Implements `types.Env`."""
+class PooledEnv(LentEnv[Worker]):
+  """An environment in a worker process."""
 
-  def __init__(self, pool: Pool):
-    self._pool = pool
-    self._worker: Worker | None = None
-    self._playing = False
-    self._closed = False
-    self._aborted = False
-
-  def reset(self, task: Task) -> Context:
-    """Raises WorkerError; PoolError when the pool or this environment is closed."""
-    if self._closed:
-      raise PoolError('this environment is closed')
-    self._playing = False
-    if self._worker is not None and not self._worker.alive():  # nobody was playing
-      self._lose(self._worker.why_ended())
-    if self._worker is not None and self._worker.high:
+  def _look_at(self, worker: Worker) -> None:
+    super()._look_at(worker)
+    if self._worker is not None and worker.high:
       self._pool.count('retired')
       _logger.warning('a worker was about to reach its memory limit, and was replaced before its next episode')
       self._lose(None)
-    if self._worker is None:
-      self._worker = self._pool.choose()
-      if self._aborted:
-        self._worker.kill()
-      try:
-        self._pool.await_start(self._worker)
-      except BaseException:
-        self._worker = None
-        raise
-    self._pool.count('resets')
-    message, pixels = self._ask({'reset': [task.env, task.task_id, task.split, task.seed]}, self._pool.reset_timeout, f'reset({task.task_id!r})')
-    context = self._read(lambda: unpack_context(message['context'], pixels), 'reset')
-    self._playing = True
-    return context
 
-  def step(self, action: str) -> EnvStep:
-    """Raises WorkerError; RuntimeError before `reset`, and after a fault."""
-    if not self._playing or self._worker is None:
-      raise RuntimeError('call reset(task) before step(action)')
-    self._pool.count('steps')
-    message, _ = self._ask({'step': action}, self._pool.step_timeout, 'step')
-    return self._read(lambda: unpack_step(message['step']), 'step')
-
-  def close(self) -> None:
-    """Gives the worker back."""
-    if self._closed:
-      return
-    self._closed = True
-    if self._worker is not None:
-      if self._worker.alive() and not self._aborted:
-        self._pool.give_back(self._worker)
-        self._worker = None
-      else:
-        self._lose(None)
-    self._pool.release()
-
-  def abort(self) -> None:
-    """See `RemoteEnv`."""
-    self._aborted = True
-    worker = self._worker
-    if worker is not None:
-      worker.kill()
-
-  def _ask(self, request: dict[str, Any], seconds: float, what: str) -> tuple[dict[str, Any], bytearray]:
-    worker = self._worker
-    try:
-      message, pixels = worker.ask(request, seconds, what)
-    except WorkerError as error:
-      if self._aborted:
-        error.fault = Fault.ABORTED
-      self._lose(error.fault)
-      raise
-    except BaseException:  # an interrupt: the answer that will come belongs to nobody
-      self._lose(None)
-      raise
+  def _check(self, message: dict[str, Any], what: str) -> None:
     if 'error' in message:
       self._lose(Fault.RAISED)
-      error = WorkerError(Fault.RAISED, f'{what} raised {printable(str(message["error"]))}')
-      error.add_note(printable(str(message.get('trace', ''))))
-      raise error
-    return message, pixels
-
-  def _read(self, read: Callable[[], Any], what: str) -> Any:
-    try:
-      return read()
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-      self._lose(Fault.GARBLED)
-      raise WorkerError(Fault.GARBLED, f'{what}: the answer cannot be read: {error!r}') from None
-
-  def _lose(self, fault: Fault | None) -> None:
-    worker, self._worker, self._playing = self._worker, None, False
-    self._pool.lose(worker, fault)
-
-
-def check_settings(workers: int, spares: int, reset_timeout: float, step_timeout: float, start_timeout: float) -> None:
-  """Raises ValueError for a setting of a pool that makes no sense."""
-  if workers < 1 or spares < 0:
-    raise ValueError(f'{workers} workers and {spares} spares: expected at least one worker, and no negative number')
-  for name, seconds in (('reset', reset_timeout), ('step', step_timeout), ('start', start_timeout)):
-    if not 0 < seconds < math.inf:
-      raise ValueError(f'{name}_timeout is {seconds}: expected a number of seconds above 0')
-
-
-def pickle_maker(make_env: Callable[[], Env]) -> bytes:
-  """What makes an environment, for another process. Raises ValueError where that could not import it."""
-  try:
-    pickled = pickle.dumps(make_env)
-  except Exception as error:
-    raise ValueError(f'make_env ({make_env!r}) cannot be pickled for the worker processes: {error}; expected a function of a module') from error
-  if b'__main__' in pickled and getattr(make_env, '__module__', '') == '__main__':
-    raise ValueError(f'make_env ({make_env!r}) is defined in the script that runs; worker processes need it in a module that they can import')
-  return pickled
-
-
-def unpack_context(fields: dict[str, Any], pixels: bytearray) -> Context:
-  """What worker.pack_context packed. Raises KeyError, IndexError, TypeError or ValueError where it is something else."""
-  image = None
-  if fields['image'] is not None:
-    name, shape = fields['image']
-    dtype = np.dtype(str(name))
-    if dtype.kind not in 'buif':
-      raise TypeError(f'an image of dtype {dtype}')
-    image = np.frombuffer(pixels, dtype).reshape([int(size) for size in shape])
-  env, task_id, split, seed = fields['task']
-  history = tuple(Step(_text(observation), _text(action), float(reward)) for observation, action, reward in fields['history'])
-  task = Task(_text(env), _text(task_id), _text(split), int(seed))
-  return Context(task, _text(fields['goal']), _text(fields['observation']), history, image)
-
-
-def unpack_step(fields: list[Any]) -> EnvStep:
-  """As `unpack_context`, of a step's four fields."""
-  observation, reward, done, success = fields
-  return EnvStep(_text(observation), float(reward), bool(done), bool(success))
-
-
-def _text(value: Any) -> str:
-  if not isinstance(value, str):
-    raise TypeError(f'expected text, found {type(value).__name__}')
-  return value
+      raise failed(Fault.RAISED, f'{what} raised {message["error"]}', str(message.get('trace', '')))

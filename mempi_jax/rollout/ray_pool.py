@@ -39,8 +39,9 @@ from typing import Any
 
 from mempi_jax.rollout import worker as process
 from mempi_jax.rollout.handles import REPORT_SECONDS, Fault, WorkerError, printable
-from mempi_jax.rollout.pool import Counters, NoEnvFree, Pool, PoolError, check_settings, pickle_maker, unpack_context, unpack_step
-from mempi_jax.types import Context, Env, EnvStep, Task
+from mempi_jax.rollout.lending import Counters, Lender, LentEnv, PoolError, check_settings, failed, pickle_maker
+from mempi_jax.rollout.pool import Pool
+from mempi_jax.types import Env, Task
 
 _logger = logging.getLogger(__name__)
 
@@ -175,10 +176,13 @@ class Actor:
     """Whether its start has ended, well or not; never waits."""
     return self._start.done()
 
-  @property
-  def lost(self) -> bool:
-    """Whether there is no actor any more, as far as Ray knows; never waits."""
-    return self._watch.done()
+  def alive(self) -> bool:
+    """Whether there is an actor, as far as Ray knows; never waits."""
+    return not self._watch.done()
+
+  def why_ended(self) -> Fault:
+    """Nothing ends an actor that is not asked to."""
+    return Fault.DIED
 
   def wait_ready(self, deadline: float) -> dict[str, Any]:
     """Until its environment is made; what it says of itself, the first time. Raises WorkerError."""
@@ -189,18 +193,20 @@ class Actor:
       self.node, self._ready = str(message['node']), True
     return message
 
-  def ask(self, frame: bytes, seconds: float, what: str) -> tuple[dict[str, Any], bytearray]:
+  def ask(self, request: dict[str, Any], seconds: float, what: str) -> tuple[dict[str, Any], bytearray]:
     """One request and its answer. Raises WorkerError: there is none, and the actor is no good any more."""
     from ray.exceptions import RayError
 
     try:
-      future = self.handle.answer.remote(frame).future()
+      future = self.handle.answer.remote(process.encode(request, limit=self._message_bytes)).future()
+    except ValueError as error:
+      raise WorkerError(Fault.GARBLED, f'{what}: {error}') from None
     except RayError as error:
       raise self._died(error, what) from None
-    return self._wait(future, seconds, what)
+    return self._wait(future, seconds + GRACE, what)
 
-  def stop(self) -> None:
-    """Whoever waits for it need not any longer."""
+  def interrupt(self) -> None:
+    """From any thread: whoever waits for it need not any longer."""
     with contextlib.suppress(concurrent.futures.InvalidStateError):
       self._stopped.set_result(None)
 
@@ -212,7 +218,7 @@ class Actor:
     """Ends its process at once; what it has started follows by itself."""
     import ray
 
-    self.stop()
+    self.interrupt()
     with contextlib.suppress(Exception):  # it is gone already, or Ray is
       ray.kill(self.handle)
 
@@ -238,8 +244,8 @@ class Actor:
     return died
 
 
-class RayPool:
-  """Environments in actors of a Ray cluster. Use it in a `with`, or call `close`. For any number of threads. Implements `pool.RemoteEnvs`.
+class RayPool(Lender[Actor]):
+  """Environments in actors of a Ray cluster. Use it in a `with`, or call `close`. For any number of threads.
 
   A process has one connection to Ray: where it is there already it is used, and outlives the pool.
 
@@ -277,10 +283,9 @@ class RayPool:
     check_settings(workers, 0, reset_timeout, step_timeout, start_timeout)
     pickled, path = pickle_maker(make_env), list(sys.path)
     ray = _import_ray()
-    self.workers = workers
+    super().__init__(workers, patience=2 * workers)
     self.reset_timeout, self.step_timeout, self.start_timeout, self.close_timeout = reset_timeout, step_timeout, start_timeout, close_timeout
     self.message_bytes = message_bytes
-    self.counters = Counters()
     settings = {
       'reset_timeout': reset_timeout,
       'step_timeout': step_timeout,
@@ -292,13 +297,6 @@ class RayPool:
       'environment': dict(environment or {}),
     }
     self._code = code_hash()
-    self._lock = threading.RLock()
-    self._waiting: list[Actor] = []  # free ones, and those that are still starting
-    self._held: set[Actor] = set()  # what environments have
-    self._leased = 0  # environments
-    self._failed_in_a_row = 0
-    self._last_failure = ''
-    self._closed = False
     self._connected = connect(address, workers)
     try:
       make = ray.remote(EnvActor).options(num_cpus=1, max_concurrency=_CONCURRENCY, scheduling_strategy='SPREAD')
@@ -318,22 +316,6 @@ class RayPool:
       self.close()
       raise
 
-  def make_env(self) -> RayEnv:
-    """An environment that takes an actor at its first reset and gives it back when it is closed.
-
-    Raises:
-      NoEnvFree: `workers` of them are in use. PoolError: the pool is closed, or no worker can be started any more.
-    """
-    with self._lock:
-      if self._closed:
-        raise PoolError('the pool is closed')
-      if self._failed_in_a_row > 2 * self.workers:
-        raise PoolError(f'the last {self._failed_in_a_row} workers could not be started; the last one: {self._last_failure}')
-      if self._leased >= self.workers:
-        raise NoEnvFree(f'all {self.workers} workers are in use: close an environment first')
-      self._leased += 1
-    return RayEnv(self)
-
   def close(self) -> None:
     """Closes every environment and ends every process; then the connection to Ray, if the pool has made it. An episode that is under way fails."""
     import ray
@@ -344,18 +326,12 @@ class RayPool:
       self._closed = True
       actors = [*self._waiting, *self._held]
       self._waiting = []
-    ending = [actor.close() for actor in actors if actor.started and not actor.lost]
+    ending = [actor.close() for actor in actors if actor.started and actor.alive()]
     concurrent.futures.wait(ending, timeout=self.close_timeout + REPORT_SECONDS + GRACE)
     for actor in actors:
       actor.kill()
     if self._connected:
       ray.shutdown(wait_for_processes=True)
-
-  def __enter__(self) -> RayPool:
-    return self
-
-  def __exit__(self, *error: object) -> None:
-    self.close()
 
   # For environments.
 
@@ -364,7 +340,7 @@ class RayPool:
     with self._lock:
       if self._closed:
         raise PoolError('the pool is closed')
-      for actor in [actor for actor in self._waiting if actor.lost]:
+      for actor in [actor for actor in self._waiting if not actor.alive()]:
         self._waiting.remove(actor)
         self.lose(actor, Fault.DIED)
         _logger.warning('an actor that was waiting on %s was lost', actor.node)
@@ -398,16 +374,6 @@ class RayPool:
       if not self._closed:
         self._waiting.insert(0, actor)
 
-  def release(self) -> None:
-    """An environment was closed."""
-    with self._lock:
-      self._leased -= 1
-
-  def count(self, name: str) -> None:
-    """One more of resets or steps."""
-    with self._lock:
-      setattr(self.counters, name, getattr(self.counters, name) + 1)
-
   def take_in(self, message: Mapping[str, Any]) -> None:
     """What happened in an actor's own pool, as its answer says."""
     with self._lock:
@@ -420,14 +386,16 @@ class RayPool:
 
   # Inside.
 
+  def _lend(self) -> RayEnv:
+    # After a fault the actor makes another environment first.
+    return RayEnv(self, self.start_timeout + self.reset_timeout, self.step_timeout)
+
   def _begin(self, actor: Actor) -> None:
     """Waits for an actor's start. Raises WorkerError."""
     try:
       message = actor.wait_ready(actor.begun + self.start_timeout + GRACE)
       if 'fault' in message:
-        error = WorkerError(Fault.START, printable(str(message['error'])))
-        error.add_note(printable(str(message['trace'])))
-        raise error
+        raise failed(Fault.START, str(message['error']), str(message['trace']))
       if message and message['code'] != self._code:
         raise WorkerError(Fault.START, f'the node {actor.node} has mempi_jax in another state than this machine: expected the same on every node')
     except WorkerError as error:
@@ -439,11 +407,6 @@ class RayPool:
           self._start_failed(str(error))
       raise error from None
     self.take_in(message)
-
-  def _start_failed(self, text: str) -> None:
-    self._failed_in_a_row += 1
-    self._last_failure = text
-    _logger.warning('a worker could not be started: %s', text)
 
   def _fill(self) -> None:
     """Asks for actors until there are as many as there should be."""
@@ -464,99 +427,16 @@ class RayPool:
     )
 
 
-class RayEnv:
-  """An environment in an actor. For one thread at a time, but for `abort`. Implements `pool.RemoteEnv`."""
+class RayEnv(LentEnv[Actor]):
+  """An environment in an actor."""
 
-  def __init__(self, pool: RayPool):
-    self._pool = pool
-    self._actor: Actor | None = None
-    self._playing = False
-    self._closed = False
-    self._aborted = False
+  _pool: RayPool
 
-  def reset(self, task: Task) -> Context:
-    """Raises WorkerError; PoolError when the pool or this environment is closed."""
-    if self._closed:
-      raise PoolError('this environment is closed')
-    self._playing = False
-    if self._actor is not None and self._actor.lost:  # nobody was playing
-      self._lose(Fault.DIED)
-    if self._actor is None:
-      self._actor = self._pool.choose()
-      if self._aborted:
-        self._actor.stop()
-      try:
-        self._pool.await_start(self._actor)
-      except BaseException:
-        self._actor = None
-        raise
-    self._pool.count('resets')
-    # After a fault the actor makes another environment first.
-    seconds = self._pool.start_timeout + self._pool.reset_timeout
-    message, pixels = self._ask({'reset': [task.env, task.task_id, task.split, task.seed]}, seconds, f'reset({task.task_id!r})')
-    context = self._read(lambda: unpack_context(message['context'], pixels), 'reset')
-    self._playing = True
-    return context
-
-  def step(self, action: str) -> EnvStep:
-    """Raises WorkerError; RuntimeError before `reset`, and after a fault."""
-    if not self._playing or self._actor is None:
-      raise RuntimeError('call reset(task) before step(action)')
-    self._pool.count('steps')
-    message, _ = self._ask({'step': action}, self._pool.step_timeout, 'step')
-    return self._read(lambda: unpack_step(message['step']), 'step')
-
-  def close(self) -> None:
-    """Gives the actor back."""
-    if self._closed:
-      return
-    self._closed = True
-    if self._actor is not None:
-      if self._aborted or self._actor.lost:
-        self._lose(None)
-      else:
-        self._pool.give_back(self._actor)
-        self._actor = None
-    self._pool.release()
-
-  def abort(self) -> None:
-    """See `RemoteEnv`."""
-    self._aborted = True
-    actor = self._actor
-    if actor is not None:
-      actor.stop()
-
-  def _ask(self, request: dict[str, Any], seconds: float, what: str) -> tuple[dict[str, Any], bytearray]:
-    try:
-      frame = process.encode(request, limit=self._pool.message_bytes)
-      message, pixels = self._actor.ask(frame, seconds + GRACE, what)
-    except ValueError as error:
-      self._lose(Fault.GARBLED)
-      raise WorkerError(Fault.GARBLED, f'{what}: {error}') from None
-    except WorkerError as error:
-      self._lose(error.fault)
-      raise
-    except BaseException:  # an interrupt: the answer that will come belongs to nobody
-      self._lose(None)
-      raise
+  def _check(self, message: dict[str, Any], what: str) -> None:
     self._pool.take_in(message)
     if 'fault' in message:  # the worker's; its actor has another one
       self._playing = False
-      error = WorkerError(Fault(message['fault']), f'{printable(str(message["error"]))} (on {self._actor.node})')
-      error.add_note(printable(str(message['trace'])))
-      raise error
-    return message, pixels
-
-  def _read(self, read: Callable[[], Any], what: str) -> Any:
-    try:
-      return read()
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-      self._lose(Fault.GARBLED)
-      raise WorkerError(Fault.GARBLED, f'{what}: the answer cannot be read: {error!r}') from None
-
-  def _lose(self, fault: Fault | None) -> None:
-    actor, self._actor, self._playing = self._actor, None, False
-    self._pool.lose(actor, fault)
+      raise failed(Fault(message['fault']), f'{message["error"]} (on {self._worker.node})', str(message['trace']))
 
 
 # The cluster.

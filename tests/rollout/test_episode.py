@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from mempi_jax.rollout.episode import abstained, read_contexts, run_episodes, stream_episodes
-from mempi_jax.rollout.pool import NoEnvFree
+from mempi_jax.rollout.lending import NoEnvFree
 from mempi_jax.types import AgentFault, Context, Decision, EnvStep, Guidance, Status, Step, Task
 
 

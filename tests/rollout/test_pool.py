@@ -18,29 +18,17 @@ import pytest
 from mempi_jax.bench.pool import HARMLESS, FaultyEnv, check_run, fault_at, length_of, make_tasks, play
 from mempi_jax.rollout import worker as process
 from mempi_jax.rollout.episode import abstained, read_contexts, run_episodes, stream_episodes
-from mempi_jax.rollout.pool import Abortable, Fault, NoEnvFree, Pool, PoolError, WorkerError
+from mempi_jax.rollout.handles import Fault, WorkerError
+from mempi_jax.rollout.lending import Abortable, NoEnvFree, PoolError
+from mempi_jax.rollout.pool import Pool
 from mempi_jax.rollout.runner import Runner
 from mempi_jax.types import EnvStep, Status, Task
 from tests.rollout.pool_worlds import Maker, Seeing, Unloadable, World, breaks_later, dies, no_browser, sleeps
+from tests.rollout.processes import exists, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='the pool needs Linux: /proc, prctl')
 
 TASK = Task('world', 'a', 'train', 7)
-
-
-def exists(pid):
-  """Whether a process is there and no zombie."""
-  try:
-    return Path(f'/proc/{pid}/stat').read_bytes().rpartition(b')')[2].split()[0] != b'Z'
-  except OSError:
-    return False
-
-
-def wait_until(condition, seconds=30.0):
-  deadline = time.monotonic() + seconds
-  while not condition() and time.monotonic() < deadline:
-    time.sleep(0.02)
-  return condition()
 
 
 @pytest.fixture

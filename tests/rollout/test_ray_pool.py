@@ -19,11 +19,13 @@ from mempi_jax.bench.pool import LONGEST, FaultyEnv, HashAgent, check_run, make_
 from mempi_jax.config import ConfigError, load_config, resolve
 from mempi_jax.rollout import ray_pool
 from mempi_jax.rollout.episode import abstained, run_episodes
-from mempi_jax.rollout.pool import Abortable, Fault, NoEnvFree, PoolError, WorkerError
+from mempi_jax.rollout.handles import Fault, WorkerError
+from mempi_jax.rollout.lending import Abortable, NoEnvFree, PoolError
 from mempi_jax.rollout.ray_pool import RayPool
 from mempi_jax.types import Decision, EnvStep, Guidance, Task
 from mempi_jax.world import make_pool, make_runner, make_suite
 from tests.rollout.pool_worlds import Seeing, World, no_browser
+from tests.rollout.processes import exists, wait_until
 from tests.small_run import CONFIG, SMALL
 
 ray = pytest.importorskip('ray', reason="ray is not installed: pip install 'mempi_jax[ray]'")
@@ -31,21 +33,6 @@ pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='the pool needs 
 
 TASK = Task('world', 'a', 'train', 7)
 ROOT = Path(__file__).parents[2]
-
-
-def exists(pid):
-  """Whether a process is there and no zombie."""
-  try:
-    return Path(f'/proc/{pid}/stat').read_bytes().rpartition(b')')[2].split()[0] != b'Z'
-  except OSError:
-    return False
-
-
-def wait_until(condition, seconds=30.0):
-  deadline = time.monotonic() + seconds
-  while not condition() and time.monotonic() < deadline:
-    time.sleep(0.02)
-  return condition()
 
 
 def pids_in(folder):
@@ -212,7 +199,7 @@ def test_an_actor_that_is_killed(pool, env, when):
   actor, keeper, guard, worker = family(int(env.step('pid').observation.split()[1]))
   pids = {actor, keeper, guard, worker, *pids_in(pool.folder)}
   assert len(pids) == 7 and all(map(exists, pids))
-  held = env._actor
+  held = env._worker
   if when == 'while it is free':
     env.close()
   os.kill(actor, signal.SIGKILL)
@@ -221,7 +208,7 @@ def test_an_actor_that_is_killed(pool, env, when):
       env.step('hang')
       env.step('hang')
     assert caught.value.fault is Fault.DIED
-  assert wait_until(lambda: held.lost)
+  assert wait_until(lambda: not held.alive())
   if when == 'while it is free':
     env = pool.make_env()
   assert env.reset(TASK).goal == 'goal'  # on another actor, at no cost where nobody was playing
