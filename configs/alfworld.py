@@ -84,48 +84,7 @@ def get_config() -> ConfigDict:
   config.stage1.optimizer.schedule = 'cosine'
   config.stage1.optimizer.warmup = '10 steps'
 
-  config.stage2 = ConfigDict()
-  config.stage2.updates = 30
-  config.stage2.games = 960
-  config.stage2.groups = 48
-  config.stage2.micro_batches = 1
-  config.stage2.replay = 2  # steps between updates on groups that were played before
-  config.stage2.branches = 4  # K
-  config.stage2.abstain_outcomes = 4  # m, cached once a context
-  config.stage2.structured = True  # False: vanilla GRPO, an ablation: decisions are sampled, one advantage a branch for decision and content
-  config.stage2.coupled = False  # True: contents get the decision's advantage too, an ablation
-  config.stage2.branch_seeds = 'shared'  # or 'independent', for the null world
-  config.stage2.temperature = 1.0
-  config.stage2.length_form = 'outcome_gated'
-  config.stage2.length_weight = 0.15  # λ
-  config.stage2.signal = 'pooled'
-  config.stage2.estimator = ConfigDict()  # of rollout/effects.py
-  config.stage2.estimator.evidence = 3.0
-  config.stage2.estimator.local = 4.0
-  config.stage2.estimator.components = 64
-  config.stage2.estimator.limit = 0.1
-  config.stage2.estimator.half_life = 40.0
-  config.stage2.decision_loss = 'regression'  # or policy_gradient, ratio: the paper's plain form
-  config.stage2.decision_beta = 0.05
-  config.stage2.decision_clip = 0.2
-  config.stage2.decision_kl = 0.01
-  config.stage2.decision_weight = 1.0
-  config.stage2.content_gate = 'open'  # or delta, effect
-  config.stage2.content_scale = 'raw'  # or std
-  config.stage2.content_epsilon = 0.1
-  config.stage2.content_negative = 0.2  # weight of negative advantages
-  config.stage2.clip_low = 0.2
-  config.stage2.clip_high = 0.2
-  config.stage2.content_kl = 0.1
-  config.stage2.content_weight = 3.0
-  config.stage2.inner_epochs = 1
-  config.stage2.probe_games = 180
-  config.stage2.probe_runs = 4
-  config.stage2.evaluate_every = 15  # steps: 1 + replay are one update
-  config.stage2.checkpoint_every = 30
-  config.stage2.optimizer = optimizer_fields()
-  config.stage2.optimizer.learning_rate = 5e-4
-  config.stage2.optimizer.warmup = '3 steps'
+  config.stage2 = _stage2()
 
   config.eval = ConfigDict()
   config.eval.memories = ('none', 'oracle', 'rag', 'mempi_stage1', 'mempi')
@@ -136,25 +95,7 @@ def get_config() -> ConfigDict:
   config.eval.difficulty_runs = 4
   config.eval.replay_episodes = 24
 
-  config.deploy = ConfigDict()  # the household's habits move while the memories are in use: mempi_jax/deploy.py
-  config.deploy.moved = ()  # share of the habits that has moved, one number a period; (): no deployment
-  config.deploy.games = 256  # of a period
-  config.deploy.memories = ('none', 'oracle', 'rag', 'mempi')  # as they were trained; each among eval.memories
-  config.deploy.online = ('rag', 'mempi')  # once more, learning from the episodes of every period
-  config.deploy.window = 2  # periods whose lessons an update learns
-  config.deploy.check_games = 128  # the last of a period: its update is checked on them, and learns from the others
-  config.deploy.check_runs = 3  # agent seeds a game
-  config.deploy.margin = 0.0  # an update stays if the interval of (updated - current) lies above -margin
-  config.deploy.sft = ConfigDict()  # an update
-  config.deploy.sft.duration = '6 epochs'
-  config.deploy.sft.batch_size = 32
-  config.deploy.sft.micro_batches = 1
-  config.deploy.sft.evaluate_every = 60
-  config.deploy.sft.checkpoint_every = 60
-  config.deploy.sft.optimizer = optimizer_fields()
-  config.deploy.sft.optimizer.learning_rate = 1e-3
-  config.deploy.sft.optimizer.schedule = 'cosine'
-  config.deploy.sft.optimizer.warmup = '5 steps'
+  config.deploy = _deploy()  # the household's habits move while the memories are in use: mempi_jax/deploy.py
 
   config.baselines = _baselines()
   config.compile_ahead = True  # every program of a stage before its first step; False: each when it is first needed
@@ -176,6 +117,77 @@ def get_config() -> ConfigDict:
   config.control.kind = ''  # null, mixed or oracle in the control experiments
   config.control.seeds = ()
   return config
+
+
+def _stage2() -> ConfigDict:
+  """Adaptation distillation (RL)."""
+  stage2 = ConfigDict()
+  stage2.updates = 30
+  stage2.games = 960
+  stage2.groups = 48
+  stage2.micro_batches = 1
+  stage2.replay = 2  # steps between updates on groups that were played before
+  stage2.branches = 4  # K
+  stage2.abstain_outcomes = 4  # m, cached once a context
+  stage2.structured = True  # False: vanilla GRPO, an ablation: decisions are sampled, one advantage a branch for decision and content
+  stage2.coupled = False  # True: contents get the decision's advantage too, an ablation
+  stage2.branch_seeds = 'shared'  # or 'independent', for the null world
+  stage2.temperature = 1.0
+  stage2.length_form = 'outcome_gated'
+  stage2.length_weight = 0.15  # λ
+  stage2.signal = 'pooled'
+  stage2.estimator = ConfigDict()  # of rollout/effects.py
+  stage2.estimator.evidence = 3.0
+  stage2.estimator.local = 4.0
+  stage2.estimator.components = 64
+  stage2.estimator.limit = 0.1
+  stage2.estimator.half_life = 40.0
+  stage2.decision_loss = 'regression'  # or policy_gradient, ratio: the paper's plain form
+  stage2.decision_beta = 0.05
+  stage2.decision_clip = 0.2
+  stage2.decision_kl = 0.01
+  stage2.decision_weight = 1.0
+  stage2.content_gate = 'open'  # or delta, effect
+  stage2.content_scale = 'raw'  # or std
+  stage2.content_epsilon = 0.1
+  stage2.content_negative = 0.2  # weight of negative advantages
+  stage2.clip_low = 0.2
+  stage2.clip_high = 0.2
+  stage2.content_kl = 0.1
+  stage2.content_weight = 3.0
+  stage2.inner_epochs = 1
+  stage2.probe_games = 180
+  stage2.probe_runs = 4
+  stage2.evaluate_every = 15  # steps: 1 + replay are one update
+  stage2.checkpoint_every = 30
+  stage2.optimizer = optimizer_fields()
+  stage2.optimizer.learning_rate = 5e-4
+  stage2.optimizer.warmup = '3 steps'
+  return stage2
+
+
+def _deploy() -> ConfigDict:
+  """A changed world: mempi_jax/deploy.py."""
+  deploy = ConfigDict()
+  deploy.moved = ()  # share of the habits that has moved, one number a period; (): no deployment
+  deploy.games = 256  # of a period
+  deploy.memories = ('none', 'oracle', 'rag', 'mempi')  # as they were trained; each among eval.memories
+  deploy.online = ('rag', 'mempi')  # once more, learning from the episodes of every period
+  deploy.window = 2  # periods whose lessons an update learns
+  deploy.check_games = 128  # the last of a period: its update is checked on them, and learns from the others
+  deploy.check_runs = 3  # agent seeds a game
+  deploy.margin = 0.0  # an update stays if the interval of (updated - current) lies above -margin
+  deploy.sft = ConfigDict()  # an update
+  deploy.sft.duration = '6 epochs'
+  deploy.sft.batch_size = 32
+  deploy.sft.micro_batches = 1
+  deploy.sft.evaluate_every = 60
+  deploy.sft.checkpoint_every = 60
+  deploy.sft.optimizer = optimizer_fields()
+  deploy.sft.optimizer.learning_rate = 1e-3
+  deploy.sft.optimizer.schedule = 'cosine'
+  deploy.sft.optimizer.warmup = '5 steps'
+  return deploy
 
 
 def _mesh() -> ConfigDict:

@@ -53,11 +53,11 @@ install() {
     return 0
   fi
   echo "$message" >&2
-  local command=("$python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}")
+  local pip=("$python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}")
   if [[ -n "$log" ]]; then
-    "${command[@]}" > "$log" 2>&1 || return 1
+    "${pip[@]}" > "$log" 2>&1 || return 1
   else
-    "${command[@]}" || return 1
+    "${pip[@]}" || return 1
   fi
   echo "$root $(cksum < "$root/setup.py")" > "$stamp"
 }

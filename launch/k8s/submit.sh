@@ -23,10 +23,7 @@ set -euo pipefail
 
 folder="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
-fail() {
-  echo "error: $*" >&2
-  exit 1
-}
+source "$folder/../environment.sh"
 
 usage='expected: launch/k8s/submit.sh --device=tpu|gpu --name=NAME --image=IMAGE --claim=CLAIM [--namespace=NAME] [--max_restarts=N]
   [--accelerator=LABEL] [--topology=AxBxC] [--slices=N] (tpu) --hosts=N [--gpus=N] (gpu) [--dry_run] -- COMMAND'
