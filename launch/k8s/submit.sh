@@ -23,6 +23,7 @@ set -euo pipefail
 
 folder="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
+# shellcheck source=environment.sh
 source "$folder/../environment.sh"
 
 usage='expected: launch/k8s/submit.sh --device=tpu|gpu --name=NAME --image=IMAGE --claim=CLAIM [--namespace=NAME] [--max_restarts=N]
