@@ -225,7 +225,12 @@ def to_json(config: ConfigDict) -> str:
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
   """Dotted name -> value of every field, as `to_json` writes it."""
-  return dict(_walk(json.loads(to_json(config))))
+  return flatten_tree(json.loads(to_json(config)))
+
+
+def flatten_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """Dotted name -> value of every leaf of nested mappings."""
+  return dict(_walk(tree))
 
 
 def count_steps(

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mempi_jax.config import to_json
+from mempi_jax.config import flatten_tree, to_json
 from mempi_jax.runtime.files import hash_json
 
 PACKAGES = ('mempi_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'tokenizers', 'bm25s', 'alfworld')
@@ -80,7 +80,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
   Configs differ between the runs that one wants to compare (another loss, another memory), so `config_hash` is left out.
   """
-  flat_a, flat_b = _flatten(a), _flatten(b)
+  flat_a, flat_b = flatten_tree(a), flatten_tree(b)
   names = [name for name in sorted(flat_a.keys() | flat_b.keys()) if name != 'config_hash']
   absent = 'absent'
   pairs = [(name, flat_a.get(name, absent), flat_b.get(name, absent)) for name in names]
@@ -92,10 +92,3 @@ def check_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
   found = differences(a, b)
   if found:
     raise ManifestError('these runs cannot be compared, their manifests differ in ' + '; '.join(found))
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for name, value in tree.items():
-    flat |= _flatten(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {f'{prefix}{name}': value}
-  return flat

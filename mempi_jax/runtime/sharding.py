@@ -151,15 +151,6 @@ def put(tree: Any, shardings: Any) -> Any:
   return jax.tree.map(place, tree, shardings)
 
 
-def put_rows(layout: Layout, batch: Any) -> Any:
-  """A batch's arrays (a tree), the same on all hosts, with their first axis split; each host hands over the rows of its own devices.
-
-  Raises ValueError when the number of rows is no multiple of the parts.
-  """
-  check_rows(layout, jax.tree.leaves(batch)[0].shape[0])
-  return put(batch, jax.tree.map(lambda _: layout.rows, batch))
-
-
 def check_rows(layout: Layout, rows: int, micro_batches: int = 1) -> None:
   """Raises ValueError when a batch of so many rows cannot be split over the devices, and into micro-batches."""
   parts = layout.row_parts
@@ -178,7 +169,7 @@ def to_host(tree: Any, layout: Layout, shardings: Any) -> Any:
   if jax.process_count() == 1:
     return tree
   # Over all devices, host by host: split within each as the local sharding says, the same on every host.
-  by_host = [_local_mesh(layout, [d for d in jax.devices() if d.process_index == i]).devices for i in range(jax.process_count())]
+  by_host = [host_layout(layout, host).mesh.devices for host in range(jax.process_count())]
   everywhere = Mesh(np.stack(by_host), ('hosts', *AXES), axis_types=(AxisType.Auto,) * 4)
   spread = jax.tree.map(lambda sharding: NamedSharding(everywhere, sharding.spec), shardings)
   copied = jax.device_put(tree, spread)

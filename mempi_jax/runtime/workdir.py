@@ -25,7 +25,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from mempi_jax.config import ConfigError, near, to_json
+from mempi_jax.config import ConfigError, flatten_tree, near, to_json
 from mempi_jax.runtime import files, hosts, preemption
 from mempi_jax.runtime.manifest import CONDITIONS, MACHINE, PACKAGES, package_version
 
@@ -98,7 +98,7 @@ def _mark(workdir: Path) -> str:
 def _claim(workdir: Path, text: str, agent_folder: Path | None, allow: Collection[str]) -> None:
   path, here = workdir / CONFIG, json.loads(text)
   there = json.loads(path.read_text(encoding='utf-8')) if path.exists() else here
-  known = flatten_json(there) | flatten_json(here)
+  known = flatten_tree(there) | flatten_tree(here)
   unknown = [name for name in allow if name not in known]
   if unknown:
     raise ConfigError(f'--allow names {unknown[0]}, which is no field{near(unknown[0], known)}')
@@ -122,14 +122,6 @@ def _claim(workdir: Path, text: str, agent_folder: Path | None, allow: Collectio
     files.write_text(path, text)
 
 
-def flatten_json(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Dotted name -> value of every leaf of nested dicts."""
-  flat = {}
-  for name, value in tree.items():
-    flat |= flatten_json(value, f'{prefix}{name}.') if isinstance(value, dict) else {f'{prefix}{name}': value}
-  return flat
-
-
 def differing_fields(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
   """What differs between two configs read from JSON, one text a field: 'name is x there, y here'."""
   return [f'{name} is {there!r} there, {here!r} here' for name, there, here in changed_fields(found, expected)]
@@ -137,7 +129,7 @@ def differing_fields(found: dict[str, Any], expected: dict[str, Any]) -> list[st
 
 def changed_fields(found: dict[str, Any], expected: dict[str, Any]) -> list[tuple[str, Any, Any]]:
   """What differs between two configs read from JSON: (name, value there, value here), 'absent' where a side has no such field."""
-  there, here = flatten_json(found), flatten_json(expected)
+  there, here = flatten_tree(found), flatten_tree(expected)
   pairs = [(name, there.get(name, 'absent'), here.get(name, 'absent')) for name in sorted(there.keys() | here.keys())]
   return [(name, a, b) for name, a, b in pairs if a != b]
 

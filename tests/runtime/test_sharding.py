@@ -8,7 +8,7 @@ PROGRAM = """
 import jax, numpy as np
 from jax.sharding import PartitionSpec as P
 from mempi_jax.models.partition import shardings
-from mempi_jax.runtime.sharding import local_layout, make_layout, put, put_rows, to_host
+from mempi_jax.runtime.sharding import check_rows, local_layout, make_layout, put, to_host
 from mempi_jax.config import load_config
 from tests.layouts import layout
 from tests.small_run import CONFIG
@@ -32,7 +32,7 @@ assert specs['narrow']['down'] == split(None, 'fsdp'), specs['narrow']
 wide = layout(1, 8, 1)  # what the width cannot be split over goes to the other axis, which its own rule leaves whole
 assert shardings(wide, {'qkv': shape(12, 24)})['qkv'].spec == split(None, 'fsdp')
 assert eight.sharding(('embed', 'heads'), (16, 24)).shard_shape((16, 24)) == (8, 12)
-rows = put_rows(eight, {'x': np.arange(16 * 3, dtype=np.float32).reshape(16, 3)})
+rows = put({'x': np.arange(16 * 3, dtype=np.float32).reshape(16, 3)}, {'x': eight.rows})
 assert {shard.data.shape for shard in rows['x'].addressable_shards} == {(4, 3)}
 matrix = np.arange(3 * 16, dtype=np.float32).reshape(3, 16)
 placed = put({'qkv': matrix}, shardings(eight, {'qkv': matrix}))
@@ -46,7 +46,7 @@ def mesh(**fields):
 for bad, words in (
   (mesh(fsdp=3), 'mesh.fsdp 3 x mesh.tensor 1 does not divide the 8 devices'), (mesh(data=3, fsdp=2), '6 devices, found 8'),
   (mesh(fsdp=0), 'expected 1 or more'), (mesh(slices=3), 'mesh.slices 3 does not divide mesh.data 8'),
-  (lambda: put_rows(eight, {'x': np.ones((6, 2))}), '6 rows'),
+  (lambda: check_rows(eight, 6), '6 rows'), (lambda: check_rows(eight, 16, micro_batches=8), '8 micro-batches over 4 devices'),
 ):
   try:
     bad()
