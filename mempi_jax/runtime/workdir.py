@@ -215,7 +215,9 @@ def share_compilations(folder: Path) -> None:
 def _cache_compilations(folder: Path) -> None:
   """Compiled programs are kept in the working folder, or where the environment says: the commands of one run share them."""
   import jax
+  from jax.experimental.compilation_cache import compilation_cache
 
+  compilation_cache.reset_cache()  # what was compiled in this process before, for another run or for none, had settled the place
   jax.config.update('jax_compilation_cache_dir', os.environ.get(CACHE_VARIABLE) or str(folder))
   # XLA's own caches would put their path into every program's key: a folder that was moved, or copied, would compile again.
   jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')

@@ -108,6 +108,20 @@ def test_compiled_programs_stay_with_the_run_or_are_shared(tmp_path, agent, monk
   assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'shared')
 
 
+def test_each_run_of_a_process_keeps_its_own_compiled_programs(tmp_path, agent, monkeypatch):
+  import jax
+
+  monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+  jax.jit(lambda x: x * 7)(1.0)  # something was compiled before there was a run
+  for name in ('one', 'two'):
+    open_workdir(tmp_path / name, ConfigDict({'seed': 1}), agent)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    jax.jit(lambda x: x * 11)(1.0)
+    assert list((tmp_path / name / 'compiled').iterdir())
+  open_workdir(tmp_path / 'one', ConfigDict({'seed': 1}), agent)  # small programs are not kept again
+  assert jax.config.jax_persistent_cache_min_compile_time_secs > 0
+
+
 def test_no_agent_is_an_error_and_leaves_no_config(tmp_path):
   with pytest.raises(FileNotFoundError, match='model.safetensors is missing'):
     open_workdir(tmp_path / 'run', ConfigDict({'seed': 1}), tmp_path / 'nowhere')
