@@ -1,7 +1,11 @@
 """What tests of several rooms share: a tokenizer of a toy world, and a guidance policy and an agent's model of a few thousand parameters."""
 
-import jax
+import os
+import tempfile
+
 import pytest
+
+from mempi_jax.runtime.workdir import CACHE_VARIABLE
 
 WORLD_TEXTS = [
   f'You arrive at {place} {i}. On the {place} {i}, you see a {thing} {i}, and a {other} {i + 1}.\n> take {thing} {i} from {place} {i}\n'
@@ -9,6 +13,17 @@ WORLD_TEXTS = [
   for i in range(1, 13)
   for place, thing, other in (('drawer', 'mug', 'apple'), ('shelf', 'soap bar', 'towel'), ('desk', 'pen', 'lamp'))
 ]
+
+
+def pytest_configure(config):
+  """What one test has compiled is there for the others, in whichever process they are: before JAX is imported, and gone at the end."""
+  if CACHE_VARIABLE not in os.environ:
+    folder = tempfile.TemporaryDirectory(prefix='mempi_jax_compiled_', ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    os.environ[CACHE_VARIABLE] = folder.name
+    os.environ['JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES'] = 'none'
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+    os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(2**33)  # bytes; with a limit it is locked: nobody reads what is still being written
 
 
 @pytest.fixture(scope='session')
@@ -22,6 +37,8 @@ def tokenizer():
 @pytest.fixture(scope='session')
 def dummy_model(tokenizer):
   """(config, params) of a dummy decoder for that tokenizer, its weights enlarged so that choices are clear."""
+  import jax
+
   from mempi_jax.models.decoder import init_params
   from mempi_jax.models.presets import preset
 

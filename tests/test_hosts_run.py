@@ -1,7 +1,6 @@
 """Two hosts train and evaluate as one does."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,9 @@ PROGRAM = str(Path(__file__).with_name('hosts_run_program.py'))
 
 
 @pytest.fixture(scope='module')
-def both(tmp_path_factory, finished):
-  """The working folder of two hosts, and how they ended. What one host had compiled is there already, if it was not compiled elsewhere."""
+def both(tmp_path_factory):
+  """The working folder of two hosts, and how they ended."""
   workdir = tmp_path_factory.mktemp('two_hosts')
-  if (finished / 'compiled').is_dir():
-    shutil.copytree(finished / 'compiled', workdir / 'compiled')
   ends = two_hosts.wait(two_hosts.start_two(lambda host, address: [PROGRAM, str(workdir), str(host), address]), timeout=600)
   return workdir, ends
 

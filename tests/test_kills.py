@@ -18,6 +18,7 @@ import pytest
 
 from mempi_jax.runtime import files, hosts
 from mempi_jax.runtime.metrics import read_metrics
+from mempi_jax.runtime.workdir import CACHE_VARIABLE
 from tests import two_hosts
 from tests.small_run import arguments
 
@@ -37,7 +38,7 @@ STEPS = 10  # of stage 2: five updates, a replay after each
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory):
   """Compiled programs that all runs share: a start takes seconds."""
-  return {'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled'))}
+  return {CACHE_VARIABLE: str(tmp_path_factory.mktemp('compiled')), 'JAX_COMPILATION_CACHE_MAX_SIZE': '-1'}  # as users have it
 
 
 @pytest.fixture(scope='module')

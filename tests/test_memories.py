@@ -70,7 +70,7 @@ def test_rag_with_abstention_learned_its_decision_alone(finished):
   assert all(line['rollout/content_signal'] >= 0 and line['train/gradient_norm'] > 0 for line in lines)
 
 
-@pytest.mark.parametrize('kept', [0.3, 0.62])
+@pytest.mark.parametrize('kept', [pytest.param(0.3, marks=pytest.mark.slow), 0.62])
 def test_an_evaluation_goes_on_with_what_its_memories_had_learned(finished, tmp_path, kept):
   """MemRL's utilities change between batches: a resumed run must come back to them."""
   workdir = tmp_path / 'run'

@@ -76,6 +76,7 @@ def test_nothing_is_taken_from_an_unfinished_run_and_nothing_is_overwritten(tmp_
   assert not list((tmp_path / 'mine').rglob('.*.taking'))
 
 
+@pytest.mark.slow  # three runs; what may be taken over is asserted above
 def test_a_run_that_takes_over_ends_like_one_that_does_not(tmp_path):
   fields = [{'stage2__content_gate': 'open'}, {'stage2__content_gate': 'effect'}]
   first, taker, alone = (tmp_path / name for name in ('first', 'taker', 'alone'))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import os
 import socket
@@ -64,12 +65,15 @@ def start_main(name: str, arguments: Sequence[str], *more: Sequence[str], **envi
 
 def wait(processes: Sequence[subprocess.Popen[str]], timeout: float = 180.0) -> list[Ended]:
   """Waits until all have ended, and kills those that have not within `timeout` seconds."""
-  began, ended = time.monotonic(), []
-  try:
-    for process in processes:
-      out, err = process.communicate(timeout=max(0.1, timeout - (time.monotonic() - began)))
-      ended.append(Ended(process.returncode, out, err, time.monotonic() - began))
-    return ended
-  finally:
-    for process in processes:
-      process.kill()
+  began = time.monotonic()
+
+  def end_of(process):
+    out, err = process.communicate(timeout=timeout)
+    return Ended(process.returncode, out, err, time.monotonic() - began)
+
+  with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:  # all are read at once: a full pipe would stop one, and so the others
+    try:
+      return list(pool.map(end_of, processes))
+    finally:
+      for process in processes:
+        process.kill()
