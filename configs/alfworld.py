@@ -71,18 +71,9 @@ def get_config() -> ConfigDict:
   config.bank.dedup = 'none'  # or exact, near: entries that say the same are one
   config.bank.distill = _distill()
 
-  config.stage1 = ConfigDict()
-  config.stage1.duration = '120 steps'
-  config.stage1.batch_size = 32
-  config.stage1.micro_batches = 1  # parts that an update is computed in, one after the other, to save memory
+  config.stage1 = _sft('120 steps', evaluate_every=20, warmup='10 steps')
   config.stage1.abstain_share = 0.4  # of the contexts that the agent solves alone
   config.stage1.validation = 0.1
-  config.stage1.evaluate_every = 20
-  config.stage1.checkpoint_every = 60
-  config.stage1.optimizer = optimizer_fields()
-  config.stage1.optimizer.learning_rate = 1e-3
-  config.stage1.optimizer.schedule = 'cosine'
-  config.stage1.optimizer.warmup = '10 steps'
 
   config.stage2 = _stage2()
 
@@ -117,6 +108,21 @@ def get_config() -> ConfigDict:
   config.control.kind = ''  # null, mixed or oracle in the control experiments
   config.control.seeds = ()
   return config
+
+
+def _sft(duration: str, evaluate_every: int, warmup: str) -> ConfigDict:
+  """Supervised training on a bank's entries: stage 1, and an update of the deployment."""
+  sft = ConfigDict()
+  sft.duration = duration
+  sft.batch_size = 32
+  sft.micro_batches = 1  # parts that an update is computed in, one after the other, to save memory
+  sft.evaluate_every = evaluate_every
+  sft.checkpoint_every = 60
+  sft.optimizer = optimizer_fields()
+  sft.optimizer.learning_rate = 1e-3
+  sft.optimizer.schedule = 'cosine'
+  sft.optimizer.warmup = warmup
+  return sft
 
 
 def _stage2() -> ConfigDict:
@@ -177,16 +183,7 @@ def _deploy() -> ConfigDict:
   deploy.check_games = 128  # the last of a period: its update is checked on them, and learns from the others
   deploy.check_runs = 3  # agent seeds a game
   deploy.margin = 0.0  # an update stays if the interval of (updated - current) lies above -margin
-  deploy.sft = ConfigDict()  # an update
-  deploy.sft.duration = '6 epochs'
-  deploy.sft.batch_size = 32
-  deploy.sft.micro_batches = 1
-  deploy.sft.evaluate_every = 60
-  deploy.sft.checkpoint_every = 60
-  deploy.sft.optimizer = optimizer_fields()
-  deploy.sft.optimizer.learning_rate = 1e-3
-  deploy.sft.optimizer.schedule = 'cosine'
-  deploy.sft.optimizer.warmup = '5 steps'
+  deploy.sft = _sft('6 epochs', evaluate_every=60, warmup='5 steps')  # an update
   return deploy
 
 
